@@ -1,0 +1,59 @@
+"""Machine-learned coarse-graining in OpenMM: from an all-atom trajectory to CG dynamics.
+
+Names are imported on first use, so ``import openmm_cgml`` is light and takes no side in the
+import order of torch and openmm.
+"""
+
+import importlib
+from typing import Any
+
+from .errors import BackendError, CGMLError, InputError, ModelFileError, UntrustedModelError
+from .version import __version__
+
+_EXPORTS = {
+    "CGTopology": "topology",
+    "read_topology": "topology",
+    "read_trajectory": "trajectory",
+    "MAPPINGS": "mapping",
+    "FORCE_MAPS": "mapping",
+    "selection_mapping": "mapping.custom",
+    "slice_mapping": "mapping.core",
+    "com_mapping": "mapping.core",
+    "CGDataset": "dataset",
+    "read_dataset": "dataset",
+    "iterate_dataset": "dataset",
+    "map_trajectory": "dataset",
+    "PMFS": "pmf",
+    "PMF": "pmf.core",
+    "SumPMF": "pmf.core",
+    "fit_prior": "pmf.prior",
+    "fit": "train",
+    "save_model": "model_file",
+    "load_model": "system",
+    "save_system": "system",
+    "load_system": "system",
+    "Langevin": "simulate",
+    "read_run": "reporters",
+    "compare": "analysis",
+    "doctor": "doctor",
+}
+
+__all__ = [
+    "BackendError",
+    "CGMLError",
+    "InputError",
+    "ModelFileError",
+    "UntrustedModelError",
+    "__version__",
+    *_EXPORTS,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,440 @@
+"""Mapped frames: `CGDataset` in memory, its HDF5 file, and `map_trajectory` that makes it."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .files import atomic_path, require_file, sha256
+from .mapping import FORCE_MAPS
+from .mapping.core import Mapping, bonded_neighbours
+from .mapping.force_map import (
+    ConstraintFinder,
+    ForceGram,
+    ForceMap,
+    check_force_map,
+    constraints_from_system,
+)
+from .topology import CGTopology
+from .trajectory import Trajectory
+from .units import strip
+
+#: Version of the HDF5 layout; a reader refuses newer ones.
+SCHEMA_VERSION = 1
+
+_PER_FRAME = ("positions", "forces", "weights", "bias_energy", "box")
+_UNITS = {"positions": "nm", "forces": "kJ/mol/nm", "bias_energy": "kJ/mol", "box": "nm"}
+
+
+@dataclass(frozen=True)
+class CGDataset:
+    """Frames of a coarse-grained molecule, with what is needed to learn from them.
+
+    Attributes:
+        positions: (frames, beads, 3), nm.
+        topology: the beads.
+        temperature: K, of the physical ensemble.
+        forces: (frames, beads, 3), kJ/mol/nm, mapped, of the unbiased potential; or None.
+        weights: (frames,) statistical weights that undo a bias; None if uniform.
+        bias_energy: (frames,), kJ/mol; None if unbiased.
+        box: (frames, 3, 3) box vectors, nm; None if not periodic.
+        mapping: provenance of the map (matrices as triplets, constraint groups, force noise).
+        sources: file name -> SHA-256 of what it was made from.
+
+    Raises:
+        InputError: if shapes or lengths do not fit, a value is not finite, a weight is negative,
+            or two beads overlap.
+    """
+
+    positions: np.ndarray
+    topology: CGTopology
+    temperature: float
+    forces: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    bias_energy: np.ndarray | None = None
+    box: np.ndarray | None = None
+    mapping: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        temperature = strip(self.temperature, "kelvin", what="temperature", positive=True)
+        object.__setattr__(self, "temperature", temperature)
+        if np.ndim(self.positions) != 3 or len(self.positions) == 0:
+            raise InputError(
+                f"positions have shape {np.shape(self.positions)}; give (frames, beads, 3)"
+            )
+        frames = len(self.positions)
+        shapes = {
+            "positions": (frames, len(self.topology), 3),
+            "forces": (frames, len(self.topology), 3),
+            "weights": (frames,),
+            "bias_energy": (frames,),
+            "box": (frames, 3, 3),
+        }
+        for name, shape in shapes.items():
+            values = getattr(self, name)
+            if values is None:
+                continue
+            values = np.asarray(values)
+            object.__setattr__(self, name, values)
+            if values.shape != shape:
+                raise InputError(
+                    f"{name} have shape {values.shape} but the dataset needs {shape} "
+                    "(frames, beads, 3 as the positions and the topology say)"
+                )
+            self._require_finite(name, values)
+        if self.weights is not None:
+            if (self.weights < 0).any():
+                frame = int(np.argmax(self.weights < 0))
+                raise InputError(
+                    f"weight of frame {frame} is {self.weights[frame]:.3g}; "
+                    "weights are probabilities up to a factor, none may be negative"
+                )
+        self._require_apart()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Weights (frames,), float64, summing to one; uniform if there are none.
+
+        Raises:
+            InputError: if all weights are zero.
+        """
+        if self.weights is None:
+            return np.full(len(self), 1 / len(self))
+        weights = np.asarray(self.weights, dtype=np.float64)
+        if not weights.sum() > 0:
+            raise InputError("all frames have weight zero; take frames that have some")
+        return weights / weights.sum()
+
+    def select(self, frames: Any) -> "CGDataset":
+        """Return the dataset of the given frames (an index array, mask or slice)."""
+        chosen = {
+            name: None if getattr(self, name) is None else getattr(self, name)[frames]
+            for name in _PER_FRAME
+        }
+        return replace(self, **chosen)
+
+    def split(self, fraction: float = 0.9, blocks: int = 10) -> tuple["CGDataset", "CGDataset"]:
+        """Split into training and validation frames by contiguous blocks.
+
+        Each of `blocks` contiguous blocks gives its first `fraction` to the first part and the
+        rest to the second, so correlated neighbours meet only at `blocks` borders and both parts
+        see the whole run. Never shuffled: that would leak neighbours into the validation.
+
+        Raises:
+            InputError: if a part would be empty.
+        """
+        if not 0 < fraction < 1:
+            raise InputError(f"fraction is {fraction}; give a number between 0 and 1")
+        pieces = np.array_split(np.arange(len(self)), min(blocks, len(self)))
+        cuts = [round(fraction * len(piece)) for piece in pieces]
+        first = np.concatenate([p[:c] for p, c in zip(pieces, cuts, strict=True)])
+        second = np.concatenate([p[c:] for p, c in zip(pieces, cuts, strict=True)])
+        if len(first) == 0 or len(second) == 0:
+            raise InputError(
+                f"{len(self)} frames in {blocks} blocks cannot be split at {fraction}; "
+                "use fewer blocks or more frames"
+            )
+        return self.select(first), self.select(second)
+
+    def draw(self, count: int, seed: int = 0) -> np.ndarray:
+        """Draw positions (count, beads, 3), nm, by weight, with systematic resampling.
+
+        Systematic resampling keeps each frame's expected count and has less variance than
+        independent draws (Kitagawa 1996, doi:10.1080/10618600.1996.10474692).
+        """
+        generator = np.random.default_rng(seed)
+        points = (np.arange(count) + generator.random()) / count
+        frames = np.searchsorted(np.cumsum(self.probabilities), points)
+        return self.positions[generator.permutation(np.minimum(frames, len(self) - 1))]
+
+    def save(self, path: str | Path) -> None:
+        """Write the HDF5 file; an existing one is replaced only when the new one is complete."""
+        with DatasetWriter(path, self.topology, self.temperature) as writer:
+            writer.add({name: getattr(self, name) for name in _PER_FRAME})
+            writer.describe(self.mapping, self.sources)
+
+    def _require_finite(self, name: str, values: np.ndarray) -> None:
+        if np.isfinite(values).all():
+            return
+        index = np.argwhere(~np.isfinite(values))[0]
+        per_bead = name in ("positions", "forces")
+        bead = f", bead {self.topology.label(int(index[1]))}" if per_bead else ""
+        raise InputError(
+            f"{name}: not finite in frame {int(index[0])}{bead}; remove the frame, "
+            "or repeat the run from before it"
+        )
+
+    def _require_apart(self) -> None:
+        """Refuse overlapping beads, looking at bonded and neighbouring beads of every frame."""
+        beads = len(self.topology)
+        pairs = set(self.topology.bonds) | {(i, i + 1) for i in range(beads - 1)}
+        if beads <= 64:
+            pairs |= {(i, j) for i in range(beads) for j in range(i + 1, beads)}
+        for i, j in sorted(pairs):
+            gap = np.abs(self.positions[:, i] - self.positions[:, j]).max(-1)
+            if gap.min() < 1e-3:
+                label = self.topology.label
+                raise InputError(
+                    f"beads {label(i)} and {label(j)} overlap in frame {int(gap.argmin())} "
+                    "(less than 0.001 nm apart); check the mapping and the units"
+                )
+
+
+class DatasetWriter:
+    """Write a dataset chunk by chunk; the file appears when the block ends without an error.
+
+    Args:
+        path: HDF5 file.
+        topology: the beads.
+        temperature: K.
+
+    Raises:
+        InputError: if the folder cannot be written, or chunks differ in what they hold.
+    """
+
+    def __init__(self, path: str | Path, topology: CGTopology, temperature: float) -> None:
+        self._context = atomic_path(path)
+        self._topology = topology
+        self._temperature = strip(temperature, "kelvin", what="temperature", positive=True)
+        self._names: tuple[str, ...] | None = None
+        self._mapping: dict[str, Any] = {}
+        self._sources: dict[str, str] = {}
+
+    def __enter__(self) -> "DatasetWriter":
+        import h5py
+
+        self._file = h5py.File(self._context.__enter__(), "w")
+        return self
+
+    def add(self, chunk: dict[str, np.ndarray | None]) -> None:
+        """Append frames: name -> (frames, ...) array, for positions, forces, weights, ..."""
+        present = {k: v for k, v in chunk.items() if v is not None}
+        if self._names is None:
+            self._names = tuple(present)
+            for name, values in present.items():
+                wide = name in ("weights", "bias_energy")
+                data = self._file.create_dataset(
+                    f"frames/{name}",
+                    shape=(0, *values.shape[1:]),
+                    maxshape=(None, *values.shape[1:]),
+                    chunks=(max(1, min(1024, len(values))), *values.shape[1:]),
+                    dtype=np.float64 if wide else np.float32,
+                )
+                if name in _UNITS:
+                    data.attrs["unit"] = _UNITS[name]
+        if tuple(present) != self._names:
+            raise InputError(f"chunk holds {tuple(present)}, earlier ones {self._names}")
+        for name, values in present.items():
+            data = self._file[f"frames/{name}"]
+            data.resize(len(data) + len(values), axis=0)
+            data[-len(values) :] = values
+
+    def describe(self, mapping: dict[str, Any], sources: dict[str, str]) -> None:
+        """Record how the frames were made."""
+        self._mapping, self._sources = mapping, sources
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        from .version import __version__
+
+        if kind is None:
+            self._file["topology"] = self._topology.to_json()
+            self._file["mapping"] = json.dumps(self._mapping)
+            self._file.attrs.update(
+                schema_version=SCHEMA_VERSION,
+                package_version=__version__,
+                temperature_K=self._temperature,
+                sources=json.dumps(self._sources),
+            )
+        self._file.close()
+        self._context.__exit__(kind, value, traceback)
+
+
+def read_dataset(path: str | Path) -> CGDataset:
+    """Read a dataset file into memory.
+
+    Raises:
+        InputError: if the file is missing, damaged, not a dataset, or of a newer schema.
+    """
+    with _open(path) as handle:
+        frames = {n: np.asarray(d) for n, d in handle["frames"].items() if n in _PER_FRAME}
+        return CGDataset(
+            topology=CGTopology.from_json(handle["topology"].asstr()[()]),
+            temperature=float(handle.attrs["temperature_K"]),
+            mapping=json.loads(handle["mapping"].asstr()[()]),
+            sources=json.loads(handle.attrs["sources"]),
+            **frames,
+        )
+
+
+def iterate_dataset(path: str | Path, size: int = 10_000) -> Iterator[CGDataset]:
+    """Yield a dataset file in chunks of at most `size` frames, for files larger than memory."""
+    with _open(path) as handle:
+        topology = CGTopology.from_json(handle["topology"].asstr()[()])
+        temperature = float(handle.attrs["temperature_K"])
+        total = len(handle["frames/positions"])
+        for start in range(0, total, size):
+            frames = {n: d[start : start + size] for n, d in handle["frames"].items()}
+            yield CGDataset(topology=topology, temperature=temperature, **frames)
+
+
+def _open(path: str | Path) -> Any:
+    import h5py
+
+    path = require_file(path, "dataset")
+    try:
+        handle = h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(
+            f"dataset {path} is not a whole HDF5 file; it is damaged or cut short, make it again"
+        ) from error
+    if "frames/positions" not in handle or "schema_version" not in handle.attrs:
+        handle.close()
+        raise InputError(f"{path} is not a dataset; make one with `cgml map`")
+    version = int(handle.attrs["schema_version"])
+    if version > SCHEMA_VERSION:
+        handle.close()
+        raise InputError(
+            f"dataset {path} has schema {version}, this version reads up to {SCHEMA_VERSION}; "
+            "upgrade openmm_cgml"
+        )
+    return handle
+
+
+def map_trajectory(
+    trajectory: Trajectory,
+    mapping: Mapping,
+    *,
+    temperature: Any,
+    force_map: str | ForceMap = "optimal",
+    constraints: Any = "find",
+    output: str | Path | None = None,
+    chunk: int = 2000,
+) -> CGDataset:
+    """Map a trajectory, and its forces if it has any, to a dataset.
+
+    Reads the trajectory twice where forces are mapped (once for constraints and force
+    statistics), a chunk at a time.
+
+    Args:
+        trajectory: from `read_trajectory`.
+        mapping: the position map.
+        temperature: K, of the physical ensemble that the frames (reweighted) represent.
+        force_map: a name in `FORCE_MAPS`, or a `ForceMap` of your own, which is checked.
+        constraints: pairs of atoms, an OpenMM System or its XML file, or ``"find"``: look for
+            distances that never change.
+        output: HDF5 file to write; also returned. None: in memory only.
+        chunk: frames read at a time.
+
+    Raises:
+        InputError: if the mapping does not fit the topology, or the force map is inconsistent.
+    """
+    labels = tuple(f"{a.residue.name}{a.residue.resSeq}-{a.name}" for a in _atoms(trajectory))
+    if labels != mapping.atom_labels:
+        raise InputError(
+            f"the mapping was made for {mapping.n_atoms} atoms "
+            f"({', '.join(mapping.atom_labels[:3])}, ...), the trajectory has {len(labels)} "
+            f"({', '.join(labels[:3])}, ...); make the mapping from the trajectory's topology"
+        )
+    fitted = None
+    if trajectory.has_forces:
+        pairs = _constraint_pairs(trajectory, constraints, chunk)
+        fitted = _fit_force_map(trajectory, mapping, force_map, pairs, chunk)
+    chunks: list[dict[str, np.ndarray | None]] = []
+    for frames in trajectory.chunks(chunk):
+        mapped: dict[str, np.ndarray | None] = {
+            "positions": mapping.map_positions(frames.positions).astype(np.float32),
+            "forces": None,
+            "weights": frames.weights,
+            "bias_energy": frames.bias_energy,
+            "box": frames.box,
+        }
+        if fitted is not None and frames.forces is not None:
+            mapped["forces"] = fitted.map_forces(frames.forces).astype(np.float32)
+        chunks.append(mapped)
+    dataset = CGDataset(
+        topology=mapping.topology,
+        temperature=temperature,
+        mapping=_describe(mapping, fitted),
+        sources={Path(s).name: sha256(s) for s in trajectory.sources if s},
+        **{name: _join(chunks, name) for name in _PER_FRAME},  # type: ignore[arg-type]
+    )
+    if output is not None:
+        dataset.save(output)
+    return dataset
+
+
+def _atoms(trajectory: Trajectory) -> Iterable[Any]:
+    return trajectory.topology.atoms
+
+
+def _join(chunks: list[dict[str, np.ndarray | None]], name: str) -> np.ndarray | None:
+    parts = [c[name] for c in chunks]
+    return None if parts[0] is None else np.concatenate(parts)  # type: ignore[arg-type]
+
+
+def _constraint_pairs(
+    trajectory: Trajectory, constraints: Any, chunk: int
+) -> list[tuple[int, int]]:
+    if not isinstance(constraints, str) or constraints != "find":
+        if isinstance(constraints, (str, Path)) or hasattr(constraints, "getNumConstraints"):
+            return constraints_from_system(constraints)
+        return [(int(i), int(j)) for i, j in constraints]
+    finder = ConstraintFinder(bonded_neighbours(trajectory.topology))
+    for frames in trajectory.chunks(chunk):
+        finder.add(frames.positions)
+    return finder.constraints()
+
+
+def _fit_force_map(
+    trajectory: Trajectory,
+    mapping: Mapping,
+    force_map: str | ForceMap,
+    pairs: list[tuple[int, int]],
+    chunk: int,
+) -> ForceMap:
+    if isinstance(force_map, ForceMap):
+        check_force_map(mapping, force_map.matrix, pairs)
+        return force_map
+    make = FORCE_MAPS[force_map]
+    gram = None
+    if force_map == "optimal":
+        gram = ForceGram(mapping, pairs)
+        for frames in trajectory.chunks(chunk):
+            if frames.forces is not None:
+                gram.add(frames.forces)
+    return make(mapping, pairs, gram)
+
+
+def _describe(mapping: Mapping, force_map: ForceMap | None) -> dict[str, Any]:
+    """Return the map's provenance, JSON-able: sparse matrices as triplets."""
+    described: dict[str, Any] = {
+        "name": mapping.name,
+        "atoms": list(mapping.atom_labels),
+        "position_matrix": _triplets(mapping.matrix),
+    }
+    if force_map is not None:
+        described["force_map"] = {
+            "name": force_map.name,
+            "matrix": _triplets(force_map.matrix),
+            "constraint_groups": [list(g) for g in force_map.constraint_groups if len(g) > 1],
+            "mean_square": force_map.mean_square,
+            "ridge": force_map.ridge,
+        }
+    return described
+
+
+def _triplets(matrix: Any) -> dict[str, list[Any]]:
+    coo = matrix.tocoo()
+    return {
+        "row": coo.row.tolist(),
+        "column": coo.col.tolist(),
+        "value": coo.data.tolist(),
+    }

@@ -1,0 +1,214 @@
+"""The backend switch: which OpenMM Force evaluates a model. Nothing else chooses.
+
+A backend is a function ``(model_file, particles, copies, periodic) -> openmm.Force``.
+"""
+
+import functools
+import io
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch  # before openmm: TorchForce's plugins need its libraries
+import openmm  # isort: skip
+
+from .errors import BackendError, InputError
+from .model_file import ModelFile
+from .registry import Registry
+
+logger = logging.getLogger(__name__)
+
+#: Backends in the order in which they are tried when none is asked for.
+BACKENDS = Registry(
+    "backend",
+    {
+        "torchforce": "openmm_cgml.force:torch_force",
+        "python": "openmm_cgml.force:python_force",
+    },
+)
+
+# What openmmtorch 1.5 from PyPI was compiled against; other pairs are tried in a subprocess.
+_TESTED_TORCH, _TESTED_OPENMM = ("2.9",), ("8.4", "8.5")
+
+_TORCH_KERNELS = ["CalcTorchForce"]
+
+
+def create_force(
+    model: ModelFile,
+    particles: Any = None,
+    copies: int = 1,
+    force_group: int = 0,
+    periodic: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Return the OpenMM Force of a model; see `openmm_cgml.system.Model.create_force`."""
+    if not 0 <= force_group < 32:
+        raise InputError(f"force_group is {force_group}; OpenMM has groups 0 to 31")
+    name = default_backend() if backend is None else backend
+    if name == "torchforce" and (reason := torchforce_problem()):
+        raise BackendError(f"TorchForce does not work here: {reason}")
+    force = BACKENDS[name](model, particles, copies, periodic)
+    force.setForceGroup(force_group)
+    force.setName(f"PMF {model.name}")
+    return force
+
+
+def default_backend() -> str:
+    """Return ``"torchforce"`` where it works, else ``"python"`` with a warning that says why."""
+    reason = torchforce_problem()
+    if reason is None:
+        return "torchforce"
+    warnings.warn(
+        f"TorchForce does not work here ({reason}); using the slower PythonForce. "
+        "`pip install 'openmm_cgml[torchforce]'` installs versions that fit each other.",
+        stacklevel=2,
+    )
+    return "python"
+
+
+def torch_force(model: ModelFile, particles: Any, copies: int, periodic: bool) -> Any:
+    """Return an openmmtorch.TorchForce that holds the model's TorchScript program."""
+    import openmmtorch
+
+    force = openmmtorch.TorchForce(model.module(particles, copies))
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    return force
+
+
+def python_force(model: ModelFile, particles: Any, copies: int, periodic: bool) -> Any:
+    """Return an openmm.PythonForce that evaluates the model; works with any torch.
+
+    Raises:
+        BackendError: if OpenMM is older than 8.4.
+    """
+    if not hasattr(openmm, "PythonForce"):
+        raise BackendError("this OpenMM has no PythonForce; install openmm 8.4 or newer")
+    force = openmm.PythonForce(PythonEvaluator(model, particles, copies, periodic))
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    return force
+
+
+class PythonEvaluator:
+    """The callable behind a PythonForce: an OpenMM State in, energy and forces out.
+
+    A class of module level, so that the force can be pickled with its System.
+    """
+
+    def __init__(self, model: ModelFile, particles: Any, copies: int, periodic: bool) -> None:
+        self.model, self.particles, self.copies = model, particles, copies
+        self.periodic = periodic
+        self._module = model.module(particles, copies)
+
+    def __call__(self, state: Any) -> tuple[float, Any]:
+        """Return the energy (kJ/mol) and forces (particles, 3), kJ/mol/nm, float64."""
+        positions = state.getPositions(asNumpy=True)._value
+        xyz = torch.tensor(positions, dtype=torch.float64, requires_grad=True)
+        box = None
+        if self.periodic:
+            vectors = state.getPeriodicBoxVectors(asNumpy=True)._value
+            box = torch.tensor(vectors, dtype=torch.float64)
+        energy = self._module(xyz, box)
+        (gradient,) = torch.autograd.grad(energy, xyz)
+        return float(energy.detach()), (-gradient).numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_module"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._module = self.model.module(self.particles, self.copies)
+
+
+@functools.cache
+def torchforce_problem() -> str | None:
+    """Return why TorchForce cannot be used in this process, or None if it can.
+
+    Repairs what can be repaired: plugins that failed to load because openmm was imported before
+    torch are loaded again.
+    """
+    try:
+        import openmmtorch  # noqa: F401
+    except ImportError as error:
+        return f"openmmtorch is not importable ({error})"
+    failures = load_torch_plugins()
+    if not _has_torch_kernels():
+        return "its plugin did not load" + (f" ({failures[0]})" if failures else "")
+    torch_version = ".".join(torch.__version__.split(".")[:2])
+    openmm_version = ".".join(openmm.version.short_version.split(".")[:2])
+    if torch_version in _TESTED_TORCH and openmm_version in _TESTED_OPENMM:
+        return None
+    # A wrong pair can end the process (C++ ABI), so it is tried in another one.
+    trial = subprocess.run(
+        [sys.executable, "-c", "from openmm_cgml import force; force.try_torchforce()"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    if trial.returncode == 0:
+        return None
+    return (
+        f"openmmtorch was built for another torch or OpenMM than {torch.__version__} and "
+        f"{openmm.version.short_version}; energies fail"
+    )
+
+
+def load_torch_plugins() -> list[str]:
+    """Load openmm-torch's plugins that failed because openmm was imported before torch.
+
+    Returns:
+        Messages of the plugins that still fail; OpenCL's and CUDA's do on machines without them.
+    """
+    if _has_torch_kernels():
+        return []
+    # Read first: loading a library erases the list. A whole directory is never loaded again,
+    # since that would register a second CPU platform.
+    reported = [m.split("Error loading library ")[-1] for m in openmm.Platform.getPluginLoadFailures()]
+    paths = [Path(m.split(": ")[0]) for m in reported if "Torch" in m.split(": ")[0]]
+    if not paths:
+        folders = (
+            Path(openmm.version.openmm_library_path) / "plugins",
+            Path(openmm.Platform.getDefaultPluginsDirectory()),
+        )
+        paths = sorted({p for f in folders if f.is_dir() for p in f.glob("*Torch*")})
+    failures = []
+    for path in paths:
+        try:
+            openmm.Platform.loadPluginLibrary(str(path))
+        except Exception as error:
+            failures.append(str(error).strip())
+    return failures
+
+
+def try_torchforce() -> None:
+    """Evaluate a minimal TorchForce; raises, or ends the process, where it cannot work."""
+    import openmmtorch
+
+    class Zero(torch.nn.Module):
+        def forward(self, positions: torch.Tensor) -> torch.Tensor:
+            return positions.square().sum()
+
+    load_torch_plugins()
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(Zero(), torch.zeros(1, 3)), buffer)
+    buffer.seek(0)
+    system = openmm.System()
+    system.addParticle(1.0)
+    system.addForce(openmmtorch.TorchForce(torch.jit.load(buffer)))
+    integrator = openmm.VerletIntegrator(0.001)
+    platform = openmm.Platform.getPlatform("Reference")
+    context = openmm.Context(system, integrator, platform)
+    context.setPositions([openmm.Vec3(1, 0, 0)])
+    context.getState(getEnergy=True, getForces=True)
+
+
+def _has_torch_kernels() -> bool:
+    return any(
+        openmm.Platform.getPlatform(k).supportsKernels(_TORCH_KERNELS)
+        for k in range(openmm.Platform.getNumPlatforms())
+    )
+
+

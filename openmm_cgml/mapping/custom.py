@@ -1,0 +1,63 @@
+"""Maps from a user's own selection strings (mdtraj's selection language)."""
+
+from collections.abc import Mapping as MappingType
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import InputError
+from .core import Mapping, com_mapping, slice_mapping
+
+
+def selection_mapping(
+    top: Any, selection: str | Sequence[str] | MappingType[str, str], *, kind: str = "slice"
+) -> Mapping:
+    """Make a map from selection strings.
+
+    Args:
+        top: mdtraj.Topology.
+        selection: one string: every selected atom becomes a bead (``kind="slice"``). A list of
+            strings, or a dict from bead name to string: each becomes one bead, the one selected
+            atom (``"slice"``) or the centre of mass of the selected atoms (``"com"``).
+        kind: ``"slice"`` or ``"com"``.
+
+    Raises:
+        InputError: if a selection is not understood, selects nothing, or selects several atoms
+            for one bead of a slice map.
+    """
+    if kind not in ("slice", "com"):
+        raise InputError(f"mapping kind {kind!r} is unknown; choose 'slice' or 'com'")
+    if isinstance(selection, str):
+        atoms = _select(top, selection)
+        if kind == "slice":
+            return slice_mapping(top, atoms)
+        return com_mapping(top, [atoms])
+    names: list[str] | None
+    if isinstance(selection, MappingType):
+        names, texts = list(selection), list(selection.values())
+    else:
+        names, texts = None, list(selection)
+    groups = [_select(top, text) for text in texts]
+    if kind == "com":
+        return com_mapping(top, groups, names=names)
+    for text, group in zip(texts, groups, strict=True):
+        if len(group) != 1:
+            raise InputError(
+                f"selection {text!r} matches {len(group)} atoms; a slice map needs one a bead, "
+                "narrow it or use kind='com'"
+            )
+    return slice_mapping(top, [g[0] for g in groups], types=names)
+
+
+def _select(top: Any, text: str) -> list[int]:
+    try:
+        atoms = [int(a) for a in top.select(text)]
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"selection {text!r} is not understood ({reason}); "
+            "use mdtraj's selection language, e.g. \"name CA and resSeq 2\""
+        ) from error
+    if not atoms:
+        names = ", ".join(sorted({a.name for a in top.atoms})[:12])
+        raise InputError(f"selection {text!r} matches no atoms; atom names here: {names}, ...")
+    return atoms

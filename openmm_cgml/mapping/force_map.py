@@ -1,0 +1,334 @@
+"""Force maps: which combination of atomistic forces estimates the beads' mean force.
+
+A constant linear force map F = B f has the mean force of the map R = M r if (Ciccotti, Kapral,
+Vanden-Eijnden 2005, doi:10.1002/cphc.200400669; Noid et al. 2008, doi:10.1063/1.2938860)
+
+1. B M^T = 1: bead I's row moves bead I by one and no other bead, and
+2. the row's displacement keeps every constrained distance; a constant row does so if it has the
+   same value on all atoms that constraints join.
+
+All such maps have the same mean force; they differ in noise. The *basic* map sums the forces on
+the atoms of a bead and what is constrained to them. The *optimal* map has the least variance
+(Kraemer et al. 2023, doi:10.1021/acs.jpclett.3c00444).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.csgraph
+
+from ..errors import InputError
+from .core import Mapping, apply_matrix
+
+#: Ridge strengths tried by cross-validation, in units of the mean diagonal of the Gram matrix.
+RIDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class ForceMap:
+    """A constant linear force map F = B f.
+
+    Attributes:
+        name: ``"basic"``, ``"optimal"`` or ``"custom"``.
+        matrix: sparse (beads, atoms).
+        constraint_groups: atoms tied by constraints, each group ascending.
+        mean_square: mean of F^2 per component over the frames it was fitted on,
+            (kJ/mol/nm)^2; None if it was not fitted. Cross-validated for the optimal map.
+        ridge: regularisation chosen, in units of the mean diagonal of the Gram matrix.
+    """
+
+    name: str
+    matrix: Any
+    constraint_groups: tuple[tuple[int, ...], ...]
+    mean_square: float | None = None
+    ridge: float | None = None
+
+    def map_forces(self, forces: np.ndarray) -> np.ndarray:
+        """Map forces (frames, atoms, 3) to (frames, beads, 3), kJ/mol/nm."""
+        return apply_matrix(self.matrix, forces)
+
+
+class ForceGram:
+    """Second moments of the atomistic forces, streamed; what the optimal map is made from.
+
+    Memory is independent of the number of frames: one (groups, groups) matrix a block.
+
+    Args:
+        mapping: the position map.
+        constraints: pairs of atoms at fixed distances.
+        block_frames: consecutive frames a cross-validation block.
+    """
+
+    def __init__(
+        self, mapping: Mapping, constraints: Iterable[tuple[int, int]], block_frames: int = 500
+    ) -> None:
+        self.groups = constraint_groups(constraints, mapping.n_atoms)
+        self._tie = _tie_matrix(self.groups)
+        self._block_frames = block_frames
+        self.blocks: list[np.ndarray] = []
+        self.frames: list[int] = []
+
+    def add(self, forces: np.ndarray) -> None:
+        """Add forces (frames, atoms, 3), kJ/mol/nm."""
+        for start in range(0, len(forces), self._block_frames):
+            grouped = apply_matrix(self._tie, forces[start : start + self._block_frames])
+            flat = grouped.transpose(1, 0, 2).reshape(grouped.shape[1], -1)
+            self.blocks.append(flat @ flat.T)
+            self.frames.append(len(grouped))
+
+
+def basic_force_map(
+    mapping: Mapping, constraints: Iterable[tuple[int, int]] = (), gram: ForceGram | None = None
+) -> ForceMap:
+    """Sum the forces on each bead's atoms and on all atoms constrained to them.
+
+    Args:
+        mapping: the position map; its beads must not share atoms or constrained groups.
+        constraints: pairs of atoms at fixed distances.
+        gram: not used (every force map has this signature).
+
+    Raises:
+        InputError: if two beads share atoms, or constraints join atoms of two beads.
+    """
+    groups = constraint_groups(constraints, mapping.n_atoms)
+    tie = _tie_matrix(groups)
+    grouped = scipy.sparse.csr_array(mapping.matrix @ tie.T)
+    used = scipy.sparse.csr_array((np.abs(mapping.matrix) @ tie.T) > 0, dtype=np.float64)
+    shared = np.flatnonzero(np.asarray(used.sum(axis=0)).ravel() > 1)
+    if len(shared):
+        beads = np.flatnonzero(used[:, [int(shared[0])]].toarray().ravel())[:2]
+        first, second = (mapping.topology.label(int(b)) for b in beads)
+        _require_solvable(mapping, grouped.toarray())
+        raise InputError(
+            f"beads {first} and {second} share atoms, so the basic force map is not defined; "
+            "use the optimal force map"
+        )
+    result = ForceMap("basic", scipy.sparse.csr_array(used @ tie), groups)
+    check_force_map(mapping, result.matrix, constraints)
+    return result
+
+
+def optimal_force_map(
+    mapping: Mapping, constraints: Iterable[tuple[int, int]] = (), gram: ForceGram | None = None
+) -> ForceMap:
+    """Return the valid constant map of least mean square force.
+
+    Minimises b^T G b for each bead's row b under B M^T = 1, with constrained atoms tied; G is the
+    Gram matrix of the forces summed over frames and axes (one map for all axes keeps rotations),
+    plus a ridge chosen by cross-validation over contiguous blocks. Since all valid maps have the
+    same mean force, the least mean square is the least noise.
+
+    Args:
+        mapping: the position map.
+        constraints: pairs of atoms at fixed distances.
+        gram: streamed second moments of the forces.
+
+    Raises:
+        InputError: if no forces were given, or no valid constant map exists.
+
+    Reference: Kraemer et al. 2023, doi:10.1021/acs.jpclett.3c00444.
+    """
+    if gram is None or not gram.blocks:
+        raise InputError("the optimal force map is fitted to forces; give some, or use 'basic'")
+    groups = constraint_groups(constraints, mapping.n_atoms)
+    if groups != gram.groups:
+        raise InputError("the force statistics were gathered with other constraints; redo them")
+    tie = _tie_matrix(groups)
+    grouped_map = np.asarray((mapping.matrix @ tie.T).toarray())
+    _require_solvable(mapping, grouped_map)
+    blocks, frames = np.stack(gram.blocks), np.array(gram.frames, dtype=float)
+    folds = np.array_split(np.arange(len(blocks)), min(5, len(blocks)))
+    scores = {ridge: 0.0 for ridge in RIDGES}
+    for held_out in folds if len(folds) > 1 else []:
+        kept = np.setdiff1d(np.arange(len(blocks)), held_out)
+        for ridge in RIDGES:
+            rows = _least_rows(blocks[kept].sum(0), grouped_map, ridge)
+            scores[ridge] += float(np.einsum("ig,gh,ih->", rows, blocks[held_out].sum(0), rows))
+    ridge = min(scores, key=lambda r: scores[r]) if len(folds) > 1 else 1e-3
+    total = blocks.sum(0)
+    rows = _least_rows(total, grouped_map, ridge)
+    square = scores[ridge] if len(folds) > 1 else float(np.einsum("ig,gh,ih", rows, total, rows))
+    result = ForceMap(
+        "optimal",
+        scipy.sparse.csr_array(rows @ tie.toarray()),
+        groups,
+        mean_square=square / (frames.sum() * 3 * len(rows)),
+        ridge=ridge,
+    )
+    check_force_map(mapping, result.matrix, constraints)
+    return result
+
+
+def check_force_map(
+    mapping: Mapping, matrix: Any, constraints: Iterable[tuple[int, int]] = ()
+) -> None:
+    """Check that a constant force map has the position map's mean force.
+
+    Args:
+        mapping: the position map.
+        matrix: (beads, atoms) force map, sparse or dense.
+        constraints: pairs of atoms at fixed distances.
+
+    Raises:
+        InputError: naming the bead, and the other bead or the constrained atoms, where it fails.
+    """
+    matrix = scipy.sparse.csr_array(matrix, dtype=np.float64)
+    if matrix.shape != mapping.matrix.shape:
+        raise InputError(
+            f"force map has shape {matrix.shape}, the position map {mapping.matrix.shape}; "
+            "they must be equal"
+        )
+    label = mapping.topology.label
+    wrong = np.asarray((matrix @ mapping.matrix.T).toarray()) - np.eye(len(mapping.topology))
+    if np.abs(wrong).max() > 1e-8:
+        i, j = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
+        raise InputError(
+            f"force map is inconsistent with the position map: the row of bead {label(int(i))} "
+            f"moves bead {label(int(j))} by {wrong[i, j] + (i == j):.4g} instead of "
+            f"{int(i == j)}; use FORCE_MAPS['basic'] or ['optimal']"
+        )
+    dense_rows = matrix.toarray()
+    for i, j in constraints:
+        gap = np.abs(dense_rows[:, i] - dense_rows[:, j])
+        if gap.max() > 1e-8:
+            bead = label(int(gap.argmax()))
+            raise InputError(
+                f"force map ignores the constraint {mapping.atom_labels[i]}-"
+                f"{mapping.atom_labels[j]}: bead {bead} weighs their forces differently; "
+                "give both the same weight"
+            )
+
+
+def constraint_groups(
+    constraints: Iterable[tuple[int, int]], atoms: int
+) -> tuple[tuple[int, ...], ...]:
+    """Return the sets of atoms that constraints join, free atoms as groups of one.
+
+    Raises:
+        InputError: if a constraint names an atom that does not exist.
+    """
+    pairs = np.array(list(constraints), dtype=int).reshape(-1, 2)
+    if len(pairs) and (pairs.min() < 0 or pairs.max() >= atoms):
+        raise InputError(
+            f"a constraint names atom {int(pairs.max())} but there are {atoms} atoms; "
+            "give the System of this topology"
+        )
+    graph = scipy.sparse.coo_array((np.ones(len(pairs)), pairs.T), shape=(atoms, atoms))
+    count, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    groups: list[list[int]] = [[] for _ in range(count)]
+    for atom, group in enumerate(component):
+        groups[group].append(atom)
+    return tuple(sorted(tuple(g) for g in groups))
+
+
+def constraints_from_system(system: Any) -> list[tuple[int, int]]:
+    """Return the constrained pairs of an OpenMM System, or of a System XML file's path.
+
+    The XML is parsed as text, not deserialised: deserialising could run code that it holds.
+
+    Raises:
+        InputError: if the file is missing or not a System.
+    """
+    if hasattr(system, "getNumConstraints"):
+        found = [system.getConstraintParameters(k) for k in range(system.getNumConstraints())]
+        return [(int(i), int(j)) for i, j, _ in found]
+    from xml.etree import ElementTree
+
+    from ..files import require_file
+
+    path = require_file(system, "System XML")
+    try:
+        root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path} is not XML ({error}); give a serialised OpenMM System") from None
+    if root.tag != "System":
+        raise InputError(f"{path} holds a {root.tag}, not an OpenMM System")
+    return [(int(c.get("p1", 0)), int(c.get("p2", 0))) for c in root.iterfind("Constraints/*")]
+
+
+class ConstraintFinder:
+    """Find constrained distances in a trajectory, streamed: pairs whose length never changes.
+
+    Candidates are atoms one or two bonds apart; memory does not grow with frames.
+
+    Args:
+        neighbours: each atom's bonded atoms.
+        tolerance: largest standard deviation of a constrained distance, nm. Bonds that are free
+            to vibrate have 0.002 nm or more at 300 K; rounding to 0.001 nm in XTC files leaves
+            0.0004.
+    """
+
+    def __init__(self, neighbours: Sequence[Sequence[int]], tolerance: float = 1e-3) -> None:
+        pairs = {(i, j) for i, around in enumerate(neighbours) for j in around if i < j}
+        for around in neighbours:
+            pairs |= {(i, j) for i in around for j in around if i < j}
+        self.pairs = np.array(sorted(pairs), dtype=int).reshape(-1, 2)
+        self.tolerance = tolerance
+        self._reference = np.zeros(len(self.pairs))
+        self._sum = np.zeros(len(self.pairs))
+        self._square = np.zeros(len(self.pairs))
+        self._frames = 0
+
+    def add(self, positions: np.ndarray) -> None:
+        """Add positions (frames, atoms, 3), nm."""
+        if not len(self.pairs):
+            return
+        vectors = positions[:, self.pairs[:, 1]] - positions[:, self.pairs[:, 0]]
+        lengths = np.sqrt((vectors**2).sum(-1))
+        if self._frames == 0:
+            self._reference = lengths[0]
+        lengths = lengths - self._reference
+        self._sum += lengths.sum(0)
+        self._square += (lengths**2).sum(0)
+        self._frames += len(lengths)
+
+    def constraints(self) -> list[tuple[int, int]]:
+        """Return the pairs found.
+
+        Raises:
+            InputError: if fewer than 10 frames were seen: too few to tell.
+        """
+        if self._frames < 10:
+            raise InputError(
+                f"{self._frames} frames are too few to find constraints in; "
+                "give the OpenMM System, or constraints=()"
+            )
+        variance = self._square / self._frames - (self._sum / self._frames) ** 2
+        fixed = np.sqrt(np.maximum(variance, 0)) < self.tolerance
+        return [(int(i), int(j)) for i, j in self.pairs[fixed]]
+
+
+def _tie_matrix(groups: Sequence[Sequence[int]]) -> Any:
+    """Return the sparse 0/1 (groups, atoms) matrix that sums atoms over their group."""
+    rows = [g for g, atoms in enumerate(groups) for _ in atoms]
+    columns = [a for atoms in groups for a in atoms]
+    return scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)))
+
+
+def _least_rows(gram: np.ndarray, grouped_map: np.ndarray, ridge: float) -> np.ndarray:
+    """Solve min_b b^T G b subject to (M b) = e_I for every bead I: a KKT system."""
+    size, beads = len(gram), len(grouped_map)
+    scale = np.trace(gram) / size or 1.0
+    kkt = np.zeros((size + beads, size + beads))
+    kkt[:size, :size] = gram / scale + ridge * np.eye(size)
+    kkt[:size, size:] = grouped_map.T
+    kkt[size:, :size] = grouped_map
+    right = np.zeros((size + beads, beads))
+    right[size:] = np.eye(beads)
+    # Least squares, not solve: forces that sum to zero make G singular along (1, ..., 1).
+    return np.linalg.lstsq(kkt, right, rcond=1e-13)[0][:size].T
+
+
+def _require_solvable(mapping: Mapping, grouped_map: np.ndarray) -> None:
+    """Refuse maps for which no constant row can move one bead and keep all constraints."""
+    if np.linalg.matrix_rank(grouped_map) == len(grouped_map):
+        return
+    kernel = np.linalg.svd(grouped_map.T)[2][-1]
+    beads = [mapping.topology.label(int(b)) for b in np.argsort(-np.abs(kernel))[:2]]
+    raise InputError(
+        f"constraints tie beads {beads[0]} and {beads[1]} together, so no constant force map "
+        "exists; use data with fewer constraints (HBonds or none), or other beads"
+    )

@@ -1,0 +1,339 @@
+"""The model file: one TorchScript archive that holds the PMF and a card that describes it.
+
+A file is a program, so reading one never unpickles Python objects and, before anything in it is
+evaluated, checks every operator of every method against a list of plain tensor arithmetic.
+"""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .dataset import CGDataset
+from .errors import InputError, ModelFileError, UntrustedModelError
+from .files import atomic_path, require_file
+from .pmf.core import PMF, build
+from .topology import CGTopology
+from .train import FitResult
+
+#: Version of the card's layout; a reader refuses newer ones.
+SCHEMA_VERSION = 1
+
+UNITS = {"length": "nm", "energy": "kJ/mol", "mass": "Da", "time": "ps", "temperature": "K"}
+
+_CARD_ENTRY = "card.json"
+
+# Arithmetic, indexing, shapes and reductions: all that an energy needs. In-place twins (add_)
+# are covered by stripping one trailing underscore. Nothing here reads or writes files, prints,
+# starts threads or calls foreign code.
+_TENSOR_OPERATORS = """
+    abs acos acosh add addcdiv addcmul addmm alias all amax amin aminmax any arange argmax argmin
+    argsort as_strided asin asinh atan atan2 atanh baddbmm bmm broadcast_tensors broadcast_to cat
+    cdist ceil celu chunk clamp clamp_max clamp_min clone col_indices concat constant_pad_nd
+    contiguous conj copy cos cosh count_nonzero cross cumprod cumsum deg2rad detach diag
+    diag_embed diagonal diff div dot dropout einsum elu embedding empty empty_like eq equal erf
+    erfc exp exp2 expand expand_as expm1 eye fill flatten flip floor floor_divide fmod frac full
+    full_like gather ge gelu group_norm gt hardtanh heaviside hypot index index_add index_copy
+    index_fill index_put index_select inner isfinite isinf isnan isclose item kron layer_norm le
+    leaky_relu lerp lgamma linalg_cross linalg_det linalg_inv linalg_norm linalg_vector_norm
+    linear linspace log log10 log1p log2 log_softmax logaddexp logcumsumexp logical_and
+    logical_not logical_or logical_xor logsigmoid logsumexp lt masked_fill masked_scatter
+    masked_select matmul max maximum mean meshgrid min minimum mm mish moveaxis movedim mul mv
+    nan_to_num narrow ne neg new_empty new_full new_ones new_zeros nonzero nonzero_numpy norm
+    normalize one_hot ones ones_like outer pad permute pinverse polar pow prelu prod rad2deg
+    reciprocal relu relu6 remainder repeat repeat_interleave reshape reshape_as resolve_conj
+    resolve_neg rms_norm roll rot90 round rsqrt rsub scatter scatter_add scatter_reduce
+    searchsorted select selu sgn sigmoid sign silu sin sinc sinh slice softmax softplus softsign
+    sort split split_with_sizes sqrt square squeeze stack std std_mean sub sum swapaxes swapdims
+    t take take_along_dim tan tanh tensor tensor_split tensordot threshold tile to topk trace
+    transpose tril triu tril_indices triu_indices true_divide trunc type_as unbind unflatten
+    unfold unique_consecutive unsafe_chunk unsafe_split unsqueeze var var_mean vdot vander view
+    view_as where xlogy xor zero zeros zeros_like
+    Bool Float Int FloatImplicit IntImplicit ScalarImplicit Complex
+    __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__
+    __range_length __xor__ _set_item append bool bitwise_and bitwise_or bitwise_not ceil
+    device dim dict dtype extend floordiv format hash insert is_contiguous is_cuda is_floating_point
+    items keys len list mathremainder modf numel ord pop range size sorted str stride
+    sum_to_size values _softmax _log_softmax _unique2
+""".split()
+
+_PRIMITIVES = """
+    Constant CreateObject DictConstruct GetAttr If ListConstruct
+    ListUnpack Loop NumToTensor RaiseException SetAttr TupleConstruct TupleIndex TupleSlice
+    TupleUnpack Uninitialized abs data device dtype grad_fn is_cpu is_cuda isinstance layout max
+    min requires_grad shape tolist type unchecked_cast unchecked_unwrap_optional rangelist Return
+    is_meta itemsize ndim
+""".split()
+
+_ALLOWED = {f"aten::{name}" for name in _TENSOR_OPERATORS} | {
+    f"prim::{name}" for name in _PRIMITIVES
+}
+
+
+class ExportedModel(nn.Module):
+    """What a model file holds: a PMF behind the interface that `TorchForce` calls.
+
+    Positions of the whole System come in; `particles` picks the beads of all copies. Buffers and
+    attributes set by `specialise` say which particles and how many copies, so one file serves any
+    System, and a System that does not fit is refused, never reinterpreted.
+
+    Args:
+        pmf: the PMF.
+        beads: beads of one copy.
+        card: the card, JSON.
+    """
+
+    def __init__(self, pmf: PMF, beads: int, card: str) -> None:
+        super().__init__()
+        self.pmf = pmf
+        self.beads = beads
+        self.copies = 1
+        self.card_json = card
+        self.highest_particle = -1
+        self.register_buffer("particles", torch.zeros(0, dtype=torch.int64))
+        # Gives the dtype and device to cast to; a stored device would break on another machine.
+        self.register_buffer("like", torch.zeros((), dtype=torch.float32))
+
+    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
+        """Return the summed energy of all copies, float64 scalar, kJ/mol.
+
+        Args:
+            positions: (particles of the System, 3), nm, any float dtype.
+            box_vectors: (3, 3), nm, or None.
+        """
+        return self.copy_energies(positions, box_vectors).sum(dtype=torch.float64)
+
+    @torch.jit.export
+    def copy_energies(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
+        """Return the energy of each copy (copies,), kJ/mol; arguments as in `forward`."""
+        expected = self.copies * self.beads
+        if self.highest_particle >= 0:
+            if self.highest_particle >= positions.size(0):
+                raise ValueError(
+                    f"the model uses particle {self.highest_particle} but the System has only "
+                    f"{positions.size(0)}; give create_force() the System's own particle indices"
+                )
+            positions = positions.index_select(0, self.particles)
+        elif positions.size(0) != expected:
+            raise ValueError(
+                f"the System has {positions.size(0)} particles but the model has {self.copies} "
+                f"copies of {self.beads} beads; pass copies= or particles= to create_force()"
+            )
+        positions = positions.to(self.like).view(self.copies, self.beads, 3)
+        if box_vectors is not None:
+            box_vectors = box_vectors.to(self.like)
+        return self.pmf(positions, box_vectors)
+
+    @torch.jit.export
+    def card(self) -> str:
+        """Return the card; it survives OpenMM's XML, where extra files do not."""
+        return self.card_json
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The content of a model file.
+
+    Attributes:
+        name: the file's name, for messages.
+        archive: the TorchScript archive.
+        card: the card.
+    """
+
+    name: str
+    archive: bytes
+    card: dict[str, Any]
+
+    @property
+    def topology(self) -> CGTopology:
+        """The beads of one copy."""
+        return CGTopology.from_json(json.dumps(self.card["topology"]))
+
+    def module(self, particles: Any = None, copies: int = 1) -> Any:
+        """Return a fresh ScriptModule for some particles of a System.
+
+        Args:
+            particles: indices of the beads, copy after copy, bead after bead; None: the System
+                holds nothing else.
+            copies: number of copies.
+
+        Raises:
+            InputError: if the number of particles is not copies times beads, an index is
+                negative or occurs twice.
+        """
+        module = torch.jit.load(io.BytesIO(self.archive), map_location="cpu")
+        if int(copies) != copies or copies < 1:
+            raise InputError(f"copies is {copies}; give a whole number of at least 1")
+        module.copies = int(copies)
+        if particles is not None:
+            indices = torch.as_tensor([int(p) for p in particles], dtype=torch.int64)
+            beads = len(self.topology)
+            if len(indices) != copies * beads:
+                raise InputError(
+                    f"model {self.name} has {copies} x {beads} beads but {len(indices)} "
+                    "particles were given; give one a bead and copy"
+                )
+            if len(indices.unique()) != len(indices) or int(indices.min()) < 0:
+                raise InputError("particle indices must be different and not negative")
+            module.particles = indices
+            module.highest_particle = int(indices.max())
+        return module.eval()
+
+    def rebuild(self) -> PMF:
+        """Return the PMF as an ordinary module again, from the card and the stored weights."""
+        script = torch.jit.load(io.BytesIO(self.archive), map_location="cpu")
+        pmf = build(self.card["architecture"])
+        pmf.load_state_dict(script.pmf.state_dict())
+        return pmf.eval()
+
+
+def save_model(
+    path: str | Path, model: FitResult | PMF, dataset: CGDataset | None = None
+) -> ModelFile:
+    """Write a model file; an existing one is replaced only when the new one is complete.
+
+    Args:
+        path: usually ``*.pt``.
+        model: what `fit` returned, or a PMF with parameters from elsewhere.
+        dataset: with a bare PMF: gives the topology, temperature and mapping.
+
+    Raises:
+        InputError: if a bare PMF comes without a dataset, TorchScript cannot compile the PMF, or
+            the path cannot be written.
+    """
+    from .version import __version__
+
+    if isinstance(model, FitResult):
+        pmf, dataset, training = model.pmf, model.dataset, model.metrics
+        training = {**training, "history": model.history}
+    else:
+        pmf, training = model, {}
+    if dataset is None:
+        raise InputError("a bare PMF has no topology; pass the dataset that it belongs to")
+    card = {
+        "schema_version": SCHEMA_VERSION,
+        "package_version": __version__,
+        "torch_version": torch.__version__,
+        "units": UNITS,
+        "temperature_K": dataset.temperature,
+        "topology": json.loads(dataset.topology.to_json()),
+        "mapping": dataset.mapping,
+        "architecture": pmf.architecture(),
+        "training": training,
+        "data_sources": dataset.sources,
+    }
+    text = json.dumps(card)
+    shell = ExportedModel(pmf.to("cpu").float().eval(), len(dataset.topology), text).eval()
+    try:
+        script = torch.jit.script(shell)
+    except Exception as error:
+        raise InputError(
+            f"TorchScript cannot compile {type(pmf).__name__}: {str(error).strip()[:300]}; "
+            "write its forward in TorchScript's subset of Python"
+        ) from error
+    buffer = io.BytesIO()
+    torch.jit.save(script, buffer, _extra_files={_CARD_ENTRY: text.encode()})
+    with atomic_path(path) as partial:
+        partial.write_bytes(buffer.getvalue())
+    return ModelFile(Path(path).name, buffer.getvalue(), json.loads(text))
+
+
+def read_model_file(path: str | Path, *, trust: bool = False) -> ModelFile:
+    """Read and check a model file.
+
+    Args:
+        path: the file.
+        trust: skip the operator check, for a file of your own that uses unusual operators.
+
+    Raises:
+        ModelFileError: if the file is damaged, not a model, or of a newer schema.
+        UntrustedModelError: if its program uses an operator outside the allow-list.
+    """
+    path = require_file(path, "model file")
+    return parse_model(path.read_bytes(), str(path), trust=trust)
+
+
+def parse_model(archive: bytes, name: str, *, trust: bool = False) -> ModelFile:
+    """Check the bytes of a model file; see `read_model_file`."""
+    damaged = f"model file {name} is damaged or not a model file; export it again"
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as entries:
+            if entries.testzip() is not None:
+                raise ModelFileError(damaged)
+            code = [
+                entries.read(e).decode(errors="replace")
+                for e in entries.namelist()
+                if "/code/" in f"/{e}" and e.endswith(".py")
+            ]
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        raise ModelFileError(damaged) from error
+    # __setstate__ runs while the archive is loaded, before any graph can be looked at.
+    if not trust and any("__setstate__" in text or "torch.classes" in text for text in code):
+        raise UntrustedModelError(
+            f"model file {name} runs code while it is loaded; "
+            "pass trust=True only if you made it yourself"
+        )
+    try:
+        script = torch.jit.load(io.BytesIO(archive), map_location="cpu")
+    except Exception as error:
+        raise ModelFileError(damaged) from error
+    if not trust:
+        require_trusted(script, name)
+    if not (hasattr(script, "card") and hasattr(script, "copy_energies")):
+        raise ModelFileError(
+            f"{name} is a TorchScript file without a card, not a model file; "
+            "save models with save_model()"
+        )
+    try:
+        card = json.loads(script.card())
+        version = int(card["schema_version"])
+        beads = len(card["topology"]["bead_names"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(damaged) from error
+    if version > SCHEMA_VERSION:
+        raise ModelFileError(
+            f"model file {name} has schema {version}, this version reads up to "
+            f"{SCHEMA_VERSION}; upgrade openmm_cgml"
+        )
+    if script.beads != beads:
+        raise ModelFileError(
+            f"model file {name}: its card has {beads} beads, its program {script.beads}; "
+            "export it again"
+        )
+    return ModelFile(Path(name).name, archive, card)
+
+
+def require_trusted(script: Any, name: str) -> None:
+    """Refuse a ScriptModule that calls an operator outside the allow-list.
+
+    Every method of every submodule is looked at, with the functions it calls inlined.
+
+    Raises:
+        UntrustedModelError: naming the operators.
+    """
+    found: set[str] = set()
+
+    def collect(block: Any) -> None:
+        for node in block.nodes():
+            kind = node.kind()
+            inplace = kind.endswith("_") and not kind.endswith("__")
+            if kind not in _ALLOWED and not (inplace and kind[:-1] in _ALLOWED):
+                found.add(kind)
+            for inner in node.blocks():
+                collect(inner)
+
+    for module in script.modules():
+        for method in module._c._method_names():
+            graph = module._c._get_method(method).graph.copy()
+            torch._C._jit_pass_inline(graph)
+            collect(graph)
+    if found:
+        raise UntrustedModelError(
+            f"model file {name} calls {', '.join(sorted(found))}, which no energy needs; "
+            "pass trust=True only if you made it yourself"
+        )

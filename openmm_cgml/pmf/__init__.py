@@ -1,0 +1,9 @@
+"""Potentials of mean force.
+
+`PMFS` holds the networks: ``PMFS["cgnet"](dataset)`` returns an untrained `PMF` whose shapes and
+normalisation come from the dataset.
+"""
+
+from ..registry import Registry
+
+PMFS = Registry("PMF", {"cgnet": "openmm_cgml.pmf.cgnet:cgnet"})

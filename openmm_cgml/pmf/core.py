@@ -1,0 +1,113 @@
+"""The contract of a PMF, and the sum of several."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+class PMF(nn.Module):
+    """A potential of mean force: positions of copies of one molecule in, energies out.
+
+    A subclass defines ``forward(positions, box_vectors=None)``:
+
+    - positions: (copies, beads, 3), nm, in the module's own dtype;
+    - box_vectors: (3, 3), nm, or None; if given, displacements take the minimum image;
+    - returns (copies,), kJ/mol, each depending on its own copy only,
+
+    is written in the subset of Python that TorchScript compiles, keeps every index in a buffer
+    (so that the exported graph has no device in it), and defines `arguments`, the JSON-able
+    constructor arguments. Energies do not change under translation and rotation and are smooth.
+    """
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's keyword arguments, JSON-able."""
+        raise NotImplementedError
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what `build` needs to make this module again, weights aside; JSON-able."""
+        cls = type(self)
+        return {"class": f"{cls.__module__}:{cls.__qualname__}", "arguments": self.arguments()}
+
+
+class SumPMF(PMF):
+    """The sum of several PMFs, e.g. a prior and a network.
+
+    Args:
+        *terms: PMFs, or architectures of them (as `build` takes).
+    """
+
+    def __init__(self, *terms: Any) -> None:
+        super().__init__()
+        if not terms:
+            raise InputError("a SumPMF needs at least one term")
+        modules: list[nn.Module] = []
+        for term in terms:
+            module = build(term) if isinstance(term, dict) else term
+            modules.extend(module.terms if isinstance(module, SumPMF) else [module])
+        self.terms = nn.ModuleList(modules)
+
+    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
+        """Return energies (copies,), kJ/mol."""
+        energies = torch.zeros_like(positions[:, 0, 0])
+        for term in self.terms:
+            energies = energies + term(positions, box_vectors)
+        return energies
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the terms' architectures."""
+        return {"terms": [term.architecture() for term in self.terms]}
+
+
+def build(architecture: dict[str, Any]) -> PMF:
+    """Make the untrained module that an architecture describes.
+
+    Raises:
+        InputError: if the class is not one of this package's PMFs: a model file may not name
+            arbitrary code.
+    """
+    module, _, name = str(architecture.get("class", "")).partition(":")
+    if module.rpartition(".")[0] != __package__:
+        raise InputError(f"architecture names {module!r}, which is not a PMF of this package")
+    cls = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, PMF)):
+        raise InputError(f"architecture names {module}:{name}, which is not a PMF")
+    arguments = dict(architecture.get("arguments", {}))
+    return cls(*arguments.pop("terms", ()), **arguments)
+
+
+def energy_and_forces(
+    pmf: nn.Module,
+    positions: Tensor,
+    box_vectors: Tensor | None = None,
+    *,
+    differentiable: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Evaluate a PMF and its forces by automatic differentiation.
+
+    Args:
+        pmf: a `PMF`.
+        positions: (copies, beads, 3), nm.
+        box_vectors: (3, 3), nm, or None.
+        differentiable: whether the forces can be differentiated again, for training.
+
+    Returns:
+        Energies (copies,), kJ/mol, and forces (copies, beads, 3), kJ/mol/nm.
+    """
+    with torch.enable_grad():
+        positions = positions.detach().requires_grad_(True)
+        energies = pmf(positions, box_vectors)
+        (gradient,) = torch.autograd.grad(
+            energies.sum(), positions, create_graph=differentiable, allow_unused=True
+        )
+    forces = torch.zeros_like(positions) if gradient is None else -gradient
+    return (energies, forces) if differentiable else (energies.detach(), forces.detach())
+
+
+def index_buffer(terms: Sequence[Sequence[int]], width: int) -> Tensor:
+    """Return bead indices as a (terms, width) int64 tensor, also where there are none."""
+    return torch.tensor([list(t) for t in terms], dtype=torch.int64).reshape(-1, width)

@@ -1,0 +1,200 @@
+"""`Model`: a loaded model file that makes OpenMM Forces and Systems."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import openmm  # isort: skip
+
+from . import force as backends
+from .errors import InputError, UntrustedModelError
+from .files import atomic_path, require_file
+from .model_file import ModelFile, read_model_file, require_trusted
+from .pmf.core import PMF
+from .topology import CGTopology
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained PMF, ready for OpenMM. Make one with `load_model`.
+
+    Attributes:
+        file: the content of the model file.
+    """
+
+    file: ModelFile
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What the file says about itself: units, temperature, topology, training, ..."""
+        return self.file.card
+
+    @property
+    def topology(self) -> CGTopology:
+        """The beads of one copy."""
+        return self.file.topology
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the training data, K: the one at which the PMF is physical."""
+        return float(self.card["temperature_K"])
+
+    def create_force(
+        self,
+        particles: Sequence[int] | None = None,
+        copies: int = 1,
+        force_group: int = 0,
+        periodic: bool = False,
+        backend: str | None = None,
+    ) -> Any:
+        """Return an OpenMM Force for ``system.addForce``.
+
+        Args:
+            particles: indices of the beads in the System, copy after copy; None: the System holds
+                the copies of this model and nothing else.
+            copies: number of copies of the molecule; they do not feel each other.
+            force_group: 0 to 31.
+            periodic: take minimum images in the System's periodic box.
+            backend: a name in ``BACKENDS``; None: TorchForce where it works, else PythonForce.
+
+        Returns:
+            openmmtorch.TorchForce or openmm.PythonForce. Evaluating it in a System whose
+            particles do not fit raises an OpenMMException that says so.
+
+        Raises:
+            InputError: if particles, copies or group make no sense.
+            BackendError: if the backend asked for does not work here.
+        """
+        return backends.create_force(
+            self.file, particles, copies, force_group, periodic, backend
+        )
+
+    def create_system(
+        self,
+        copies: int = 1,
+        force_group: int = 0,
+        box_vectors: Any = None,
+        backend: str | None = None,
+    ) -> Any:
+        """Return an OpenMM System of the copies, masses set, without a centre-of-mass remover.
+
+        Args:
+            copies: number of copies, each taking ``len(topology)`` consecutive particles.
+            force_group: of the PMF.
+            box_vectors: three vectors, nm; None: not periodic.
+            backend: as in `create_force`.
+        """
+        system = openmm.System()
+        for _ in range(copies):
+            for mass in self.topology.masses:
+                system.addParticle(mass)
+        if box_vectors is not None:
+            system.setDefaultPeriodicBoxVectors(*box_vectors)
+        force = self.create_force(
+            copies=copies,
+            force_group=force_group,
+            periodic=box_vectors is not None,
+            backend=backend,
+        )
+        system.addForce(force)
+        return system
+
+    def energy_and_forces(
+        self, positions: Any, box_vectors: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Evaluate the model in torch, without OpenMM.
+
+        Args:
+            positions: (copies, beads, 3), nm.
+            box_vectors: (3, 3), nm, or None.
+
+        Returns:
+            Energies (copies,), kJ/mol, and forces (copies, beads, 3), kJ/mol/nm.
+
+        Raises:
+            InputError: if the shape does not fit.
+        """
+        xyz = np.asarray(positions)
+        if xyz.ndim != 3 or xyz.shape[1:] != (len(self.topology), 3):
+            raise InputError(
+                f"positions have shape {xyz.shape}; give (copies, {len(self.topology)}, 3)"
+            )
+        module = self.file.module(copies=len(xyz))
+        flat = torch.tensor(xyz.reshape(-1, 3), dtype=torch.float64, requires_grad=True)
+        box = None if box_vectors is None else torch.as_tensor(np.asarray(box_vectors))
+        energies = module.copy_energies(flat, box)
+        (gradient,) = torch.autograd.grad(energies.sum(), flat)
+        return energies.detach().numpy(), -gradient.numpy().reshape(xyz.shape)
+
+    def rebuild(self) -> PMF:
+        """Return the PMF as an ordinary torch module, e.g. to train it further."""
+        return self.file.rebuild()
+
+
+def load_model(path: str | Path, *, trust: bool = False) -> Model:
+    """Load a model file.
+
+    Args:
+        path: the file that `save_model` wrote.
+        trust: skip the check of what the file's program does; for your own files only.
+
+    Raises:
+        ModelFileError: if the file is damaged, not a model, or too new.
+        UntrustedModelError: if its program does more than arithmetic.
+    """
+    return Model(read_model_file(path, trust=trust))
+
+
+def save_system(path: str | Path, system: Any) -> None:
+    """Write an OpenMM System, models included, as XML.
+
+    Raises:
+        InputError: if it holds a PythonForce, whose XML would run code when it is read.
+    """
+    for one in system.getForces():
+        if isinstance(one, getattr(openmm, "PythonForce", ())):
+            raise InputError(
+                f"force {one.getName()!r} is a PythonForce, whose XML runs code when it is read; "
+                "save the model file and create the System again"
+            )
+    text = openmm.XmlSerializer.serialize(system)
+    with atomic_path(path) as partial:
+        partial.write_text(text)
+
+
+def load_system(path: str | Path, *, trust: bool = False) -> Any:
+    """Read an OpenMM System that `save_system` wrote.
+
+    Raises:
+        InputError: if the file is missing or not a System.
+        UntrustedModelError: if it holds a PythonForce, or a TorchForce whose program does more
+            than arithmetic.
+    """
+    path = require_file(path, "System XML")
+    text = path.read_text()
+    if "PythonForce" in text and not trust:
+        raise UntrustedModelError(
+            f"{path} holds a PythonForce, which runs code when it is read; "
+            "create the System from the model file instead"
+        )
+    backends.load_torch_plugins()
+    try:
+        system = openmm.XmlSerializer.deserialize(text)
+    except Exception as error:
+        raise InputError(f"{path} is not an OpenMM System: {str(error).strip()}") from error
+    if not isinstance(system, openmm.System):
+        raise InputError(f"{path} holds a {type(system).__name__}, not an OpenMM System")
+    if not trust and "TorchForce" in text:
+        import openmmtorch
+
+        for one in system.getForces():  # `one` stays alive while its cast is in use
+            if openmmtorch.TorchForce.isinstance(one):
+                buffer = io.BytesIO()
+                module = openmmtorch.TorchForce.cast(one).getModule()
+                torch.jit.save(module, buffer)
+                require_trusted(torch.jit.load(io.BytesIO(buffer.getvalue())), str(path))
+    return system

@@ -1,0 +1,293 @@
+"""Topologies: `CGTopology` for beads, and readers of all-atom topologies."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .files import require_file
+
+
+@dataclass(frozen=True)
+class CGTopology:
+    """Beads, their names, types, residues, chains, bonds and masses.
+
+    Attributes:
+        bead_names: one name a bead, as in a PDB file.
+        bead_types: one chemical type a bead; beads of one type are interchangeable for a
+            transferable model.
+        residue_names: name of each bead's residue.
+        residue_ids: number of each bead's residue, as in the source file.
+        chain_ids: chain of each bead.
+        bonds: pairs of bead indices, i < j.
+        masses: Da.
+
+    Raises:
+        InputError: if lengths differ, a bond names no bead, or a mass is not positive.
+    """
+
+    bead_names: tuple[str, ...]
+    bead_types: tuple[str, ...]
+    residue_names: tuple[str, ...]
+    residue_ids: tuple[int, ...]
+    chain_ids: tuple[str, ...]
+    bonds: tuple[tuple[int, int], ...]
+    masses: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.bead_names:
+            raise InputError("topology has no beads; give at least one")
+        for name in ("bead_types", "residue_names", "residue_ids", "chain_ids", "masses"):
+            if len(getattr(self, name)) != len(self):
+                raise InputError(
+                    f"topology has {len(self)} beads but {len(getattr(self, name))} {name}; "
+                    "give one a bead"
+                )
+        ordered = sorted({(min(i, j), max(i, j)) for i, j in self.bonds})
+        for i, j in ordered:
+            if i == j or i < 0 or j >= len(self):
+                raise InputError(
+                    f"bond {i}-{j} does not join two of the {len(self)} beads; correct the bonds"
+                )
+        object.__setattr__(self, "bonds", tuple(ordered))
+        for bead, mass in enumerate(self.masses):
+            if not mass > 0:
+                raise InputError(
+                    f"bead {self.label(bead)} has mass {mass}; give a positive mass in Da "
+                    "(virtual sites have none: leave them out of the mapping)"
+                )
+
+    def __len__(self) -> int:
+        return len(self.bead_names)
+
+    def label(self, bead: int) -> str:
+        """Return how errors name a bead, e.g. ``ALA2-CA``."""
+        return f"{self.residue_names[bead]}{self.residue_ids[bead]}-{self.bead_names[bead]}"
+
+    def to_json(self) -> str:
+        """Return the topology as JSON; `from_json` reads it back exactly."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "CGTopology":
+        """Read the output of `to_json`."""
+        fields = json.loads(text)
+        fields["bonds"] = tuple((int(i), int(j)) for i, j in fields["bonds"])
+        return cls(**{k: tuple(v) for k, v in fields.items()})
+
+    def to_mdtraj(self) -> Any:
+        """Return an mdtraj.Topology; beads are its atoms, with virtual-site elements.
+
+        Bead types and masses have no place in mdtraj and are not kept.
+        """
+        import mdtraj
+
+        top = mdtraj.Topology()
+        chains: dict[str, Any] = {}
+        residues: dict[tuple[str, int, str], Any] = {}
+        for bead in range(len(self)):
+            chain_id = self.chain_ids[bead]
+            if chain_id not in chains:
+                chains[chain_id] = top.add_chain(chain_id)
+            key = (chain_id, self.residue_ids[bead], self.residue_names[bead])
+            if key not in residues:
+                residues[key] = top.add_residue(
+                    self.residue_names[bead], chains[chain_id], resSeq=self.residue_ids[bead]
+                )
+            top.add_atom(self.bead_names[bead], mdtraj.element.virtual, residues[key])
+        atoms = list(top.atoms)
+        for i, j in self.bonds:
+            top.add_bond(atoms[i], atoms[j])
+        return top
+
+    def to_openmm(self) -> Any:
+        """Return an openmm.app.Topology; beads are element-less atoms (set masses yourself)."""
+        from openmm import app
+
+        top = app.Topology()
+        chains: dict[str, Any] = {}
+        residues: dict[tuple[str, int, str], Any] = {}
+        atoms = []
+        for bead in range(len(self)):
+            chain_id = self.chain_ids[bead]
+            if chain_id not in chains:
+                chains[chain_id] = top.addChain(chain_id)
+            key = (chain_id, self.residue_ids[bead], self.residue_names[bead])
+            if key not in residues:
+                residues[key] = top.addResidue(
+                    self.residue_names[bead], chains[chain_id], id=str(self.residue_ids[bead])
+                )
+            atoms.append(top.addAtom(self.bead_names[bead], None, residues[key]))
+        for i, j in self.bonds:
+            top.addBond(atoms[i], atoms[j])
+        return top
+
+    @classmethod
+    def from_mdtraj(
+        cls, top: Any, masses: Sequence[float] | None = None, types: Sequence[str] | None = None
+    ) -> "CGTopology":
+        """Take every atom of an mdtraj.Topology as a bead.
+
+        Args:
+            top: mdtraj.Topology.
+            masses: Da, one a bead; element masses if None (virtual sites have none).
+            types: one a bead; the names if None.
+        """
+        atoms = list(top.atoms)
+        return cls(
+            bead_names=tuple(a.name for a in atoms),
+            bead_types=tuple(types) if types is not None else tuple(a.name for a in atoms),
+            residue_names=tuple(a.residue.name for a in atoms),
+            residue_ids=tuple(int(a.residue.resSeq) for a in atoms),
+            chain_ids=tuple(_chain_label(a.residue.chain) for a in atoms),
+            bonds=tuple((a.index, b.index) for a, b in top.bonds),
+            masses=tuple(float(m) for m in (masses if masses is not None else atom_masses(top))),
+        )
+
+    @classmethod
+    def from_openmm(
+        cls, top: Any, masses: Sequence[float] | None = None, types: Sequence[str] | None = None
+    ) -> "CGTopology":
+        """Take every atom of an openmm.app.Topology as a bead; see `from_mdtraj`."""
+        return cls.from_mdtraj(_from_openmm(top), masses=masses, types=types)
+
+
+def read_topology(source: Any) -> Any:
+    """Read an all-atom topology.
+
+    Args:
+        source: a file (.pdb, .cif, .prmtop, .parm7, .psf, .gro, .top, .h5), or an mdtraj,
+            openmm.app or ParmEd topology object (an openmm.app.PDBFile and the like too).
+
+    Returns:
+        mdtraj.Topology, with bonds where the source has them.
+
+    Raises:
+        InputError: if the file is missing or unreadable.
+    """
+    import mdtraj
+
+    if isinstance(source, mdtraj.Topology):
+        return source
+    if isinstance(source, mdtraj.Trajectory):
+        return source.topology
+    if isinstance(source, (str, Path)):
+        return _read_topology_file(require_file(source, "topology"))
+    if hasattr(source, "topology"):  # ParmEd structures and openmm.app files
+        source = source.topology
+    if hasattr(source, "getNumAtoms"):
+        return _from_openmm(source)
+    raise InputError(
+        f"cannot read a topology from {type(source).__name__}; give a file or an mdtraj, "
+        "openmm.app or ParmEd topology"
+    )
+
+
+def atom_masses(top: Any) -> np.ndarray:
+    """Return element masses (atoms,) in Da of an mdtraj.Topology; 0 for virtual sites."""
+    return np.array([a.element.mass if a.element is not None else 0.0 for a in top.atoms])
+
+
+def atom_label(top: Any, index: int) -> str:
+    """Return how errors name an atom of an mdtraj.Topology, e.g. ``ALA2-CA``."""
+    atom = top.atom(int(index))
+    return f"{atom.residue.name}{atom.residue.resSeq}-{atom.name}"
+
+
+def _read_topology_file(path: Path) -> Any:
+    import mdtraj
+
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".prmtop", ".parm7", ".psf", ".top"):
+            import parmed
+
+            return _from_openmm(parmed.load_file(str(path)).topology)
+        if suffix == ".cif":
+            from openmm import app
+
+            return _from_openmm(app.PDBxFile(str(path)).topology)
+        if suffix in (".h5", ".hdf5"):
+            return _read_mdtraj_hdf5_topology(path)
+        if suffix in (".pdb", ".gro"):
+            return mdtraj.load_topology(str(path))
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"cannot read topology {path}: {reason[0] if reason else type(error).__name__}"
+            + (
+                "; GROMACS include files are searched in $GMXDATA/top, set it"
+                if suffix == ".top"
+                else "; check that the file is complete and of that format"
+            )
+        ) from error
+    raise InputError(
+        f"topology {path} has an unknown format {suffix!r}; give .pdb, .cif, .prmtop, .parm7, "
+        ".psf, .gro, .top or .h5"
+    )
+
+
+def _from_openmm(top: Any) -> Any:
+    """Convert an openmm.app.Topology, keeping names, residue numbers, chains and bonds."""
+    import mdtraj
+
+    out = mdtraj.Topology()
+    atoms = []
+    for chain in top.chains():
+        new_chain = out.add_chain(chain.id)
+        for residue in chain.residues():
+            number = int(residue.id) if str(residue.id).lstrip("-").isdigit() else None
+            new_residue = out.add_residue(residue.name, new_chain, resSeq=number)
+            for atom in residue.atoms():
+                element = (
+                    mdtraj.element.virtual
+                    if atom.element is None
+                    else mdtraj.element.get_by_symbol(atom.element.symbol)
+                )
+                atoms.append(out.add_atom(atom.name, element, new_residue))
+    for bond in top.bonds():
+        out.add_bond(atoms[bond[0].index], atoms[bond[1].index])
+    return out
+
+
+def _read_mdtraj_hdf5_topology(path: Path) -> Any:
+    """Read the topology of an MDTraj HDF5 file with h5py (mdtraj itself needs PyTables)."""
+    import h5py
+    import mdtraj
+
+    with h5py.File(path, "r") as handle:
+        if "topology" not in handle:
+            raise InputError(f"{path} holds no topology; give one with a .pdb or .prmtop file")
+        stored = np.asarray(handle["topology"]).ravel()[0]
+        content = json.loads(stored.decode() if isinstance(stored, bytes) else str(stored))
+    if "chains" not in content:
+        raise InputError(f"{path} is not an MDTraj HDF5 file; give an all-atom topology")
+    top = mdtraj.Topology()
+    atoms = {}
+    for chain in content["chains"]:
+        new_chain = top.add_chain()
+        for residue in chain["residues"]:
+            new_residue = top.add_residue(
+                residue["name"], new_chain, resSeq=residue.get("resSeq")
+            )
+            for atom in residue["atoms"]:
+                symbol = atom["element"]
+                element = (
+                    mdtraj.element.virtual
+                    if symbol in ("", "VS")
+                    else mdtraj.element.get_by_symbol(symbol)
+                )
+                atoms[atom["index"]] = top.add_atom(atom["name"], element, new_residue)
+    for i, j in content["bonds"]:
+        top.add_bond(atoms[i], atoms[j])
+    return top
+
+
+def _chain_label(chain: Any) -> str:
+    return str(getattr(chain, "chain_id", None) or chain.index)

@@ -1,0 +1,364 @@
+"""Training on Lightning: `fit` takes a PMF and datasets, returns a `FitResult`."""
+
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch import callbacks
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from . import geometry
+from .dataset import CGDataset
+from .errors import InputError
+from .losses import LOSSES, ForceNoise, estimate_force_noise
+from .pmf.core import PMF, SumPMF, energy_and_forces
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained PMF and how it came about; what `save_model` writes.
+
+    Attributes:
+        pmf: the PMF with the weights of the best validation loss, in eval mode.
+        dataset: the training data, for its topology, temperature and provenance.
+        history: one dict an epoch: ``epoch``, ``train_rmse``, ``valid_rmse`` (kJ/mol/nm),
+            ``learning_rate``.
+        noise: residual, noise floor and model error on the validation frames.
+        metrics: numbers and settings for the model's card.
+    """
+
+    pmf: PMF
+    dataset: CGDataset
+    history: list[dict[str, float]]
+    noise: ForceNoise
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def fit(
+    pmf: PMF,
+    train: CGDataset,
+    valid: CGDataset,
+    *,
+    loss: str = "force_matching",
+    epochs: int = 60,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    directory: str | Path | None = None,
+    resume: bool = True,
+    accelerator: str = "auto",
+    progress: bool | None = None,
+) -> FitResult:
+    """Train a PMF on a dataset's forces.
+
+    Adam with a cosine schedule, gradients clipped to norm 1 of the scaled loss. The best epoch by
+    validation loss is kept. Terms without trainable parameters (priors) are evaluated once and
+    subtracted from the target, not once a step.
+
+    Args:
+        pmf: the PMF; its parameters are changed in place.
+        train: training frames, with forces.
+        valid: validation frames, from other stretches of the run (`CGDataset.split`).
+        loss: a name in `LOSSES`.
+        epochs: passes over the training frames.
+        batch_size: frames a step.
+        learning_rate: of the first epoch; it falls to 1 % of that.
+        seed: of the order of the frames; the same seed gives the same result.
+        directory: where checkpoints go: ``best.ckpt`` and ``last.ckpt``. None: a temporary one.
+        resume: continue from ``directory/last.ckpt`` if it is there.
+        accelerator: as in lightning.Trainer: ``"auto"``, ``"cpu"``, ``"gpu"``.
+        progress: show a progress bar; None: if the output is a terminal.
+
+    Raises:
+        InputError: if forces are missing, datasets or PMF do not fit each other, or the loss
+            stops being finite.
+    """
+    objective = LOSSES[loss]
+    for name, dataset in (("training", train), ("validation", valid)):
+        if dataset.forces is None:
+            raise InputError(
+                f"the {name} dataset has no forces, which {loss} needs; map the trajectory with "
+                "its forces"
+            )
+    if train.topology != valid.topology:
+        raise InputError("training and validation datasets have different beads; split one")
+    if epochs < 1 or batch_size < 1:
+        raise InputError(f"epochs is {epochs}, batch_size {batch_size}; both must be at least 1")
+    fixed, trainable = _split_terms(pmf)
+    train_frames, valid_frames = _Frames.of(train, fixed), _Frames.of(valid, fixed)
+    module = _Training(trainable, objective, train_frames.rms(), learning_rate, epochs)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(directory) if directory is not None else Path(scratch)
+        _run(module, train_frames, valid_frames, folder, epochs, batch_size, seed, resume,
+             accelerator, progress)  # fmt: skip
+        best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+    module.load_state_dict(best["state_dict"])
+    pmf.to("cpu").eval()
+    residuals = valid_frames.residuals(trainable.to("cpu"))
+    noise = estimate_force_noise(np.asarray(valid.positions, dtype=np.float64), residuals)
+    if module.history:
+        logger.info(
+            "force RMSE %.1f kJ/mol/nm, of which noise that no model removes about %.1f",
+            noise.residual,
+            noise.floor,
+        )
+    return FitResult(
+        pmf=pmf,
+        dataset=train,
+        history=module.history,
+        noise=noise,
+        metrics={
+            "loss": loss,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "train_frames": len(train),
+            "valid_frames": len(valid),
+            "train_seconds": time.perf_counter() - started,
+            "force_rmse": noise.residual,
+            "force_noise_floor": noise.floor,
+            "force_noise_floor_error": noise.floor_error,
+            "force_model_error": noise.model_error,
+            "ranges": coordinate_ranges(train),
+        },
+    )
+
+
+def coordinate_ranges(dataset: CGDataset) -> dict[str, Any]:
+    """Return the range of bead distances in the training data, for extrapolation checks.
+
+    Returns:
+        ``pairs``: bonded pairs; ``shortest`` and ``longest``: nm, each pair's extremes;
+        ``radius_of_gyration``: nm, the data's extremes.
+    """
+    positions = torch.as_tensor(dataset.positions, dtype=torch.float64)
+    pairs = [list(b) for b in dataset.topology.bonds]
+    ranges: dict[str, Any] = {"pairs": pairs, "shortest": [], "longest": []}
+    if pairs and dataset.box is None:
+        lengths = geometry.distances(positions, torch.tensor(pairs))
+        ranges["shortest"] = lengths.amin(0).tolist()
+        ranges["longest"] = lengths.amax(0).tolist()
+    spread = positions - positions.mean(1, keepdim=True)
+    gyration = spread.square().sum(-1).mean(-1).sqrt()
+    ranges["radius_of_gyration"] = [float(gyration.min()), float(gyration.max())]
+    return ranges
+
+
+def _split_terms(pmf: PMF) -> tuple[PMF | None, PMF]:
+    """Separate the terms without trainable parameters from the rest."""
+    terms = list(pmf.terms) if isinstance(pmf, SumPMF) else [pmf]
+    moving = [t for t in terms if any(p.requires_grad for p in t.parameters())]
+    still = [t for t in terms if not any(t is m for m in moving)]
+    if not moving:
+        raise InputError("the PMF has no trainable parameters; add a network to its terms")
+    return (SumPMF(*still) if still else None), SumPMF(*moving)
+
+
+@dataclass(frozen=True)
+class _Frames(Dataset):
+    """Tensors of a dataset; the target is the force that the fixed terms leave."""
+
+    positions: Tensor
+    target: Tensor
+    boxes: Tensor | None
+
+    @classmethod
+    def of(cls, dataset: CGDataset, fixed: PMF | None) -> "_Frames":
+        positions = torch.as_tensor(dataset.positions, dtype=torch.float32)
+        target = torch.as_tensor(dataset.forces, dtype=torch.float32)
+        boxes = None
+        if dataset.box is not None:
+            boxes = torch.as_tensor(dataset.box, dtype=torch.float32)
+            if not torch.allclose(boxes, boxes[:1].expand_as(boxes)):
+                raise InputError(
+                    "box vectors change from frame to frame; train on frames of one box (NVT)"
+                )
+            boxes = boxes[0]
+        frames = cls(positions, target, boxes)
+        if fixed is None:
+            return frames
+        return replace(frames, target=target - frames.forces(fixed))
+
+    def forces(self, pmf: nn.Module, chunk: int = 4096) -> Tensor:
+        parts = self.positions.split(chunk)
+        return torch.cat([energy_and_forces(pmf, p, self.boxes)[1] for p in parts])
+
+    def residuals(self, pmf: nn.Module) -> np.ndarray:
+        return (self.target - self.forces(pmf)).double().numpy()
+
+    def rms(self) -> float:
+        return float(self.target.double().square().mean().sqrt())
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, frames: list[int]) -> tuple[Tensor, Tensor]:
+        return self.positions[frames], self.target[frames]
+
+
+class _ShuffledBatches(Sampler):
+    """Batches of frame indices in an order that depends on seed and epoch only.
+
+    So a run that resumes at an epoch sees the batches that it would have seen uninterrupted.
+    """
+
+    def __init__(self, frames: int, batch_size: int, seed: int) -> None:
+        self.frames, self.batch_size, self.seed, self.epoch = frames, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:  # called by Lightning
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return max(1, self.frames // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(self.frames)
+        for batch in range(len(self)):  # the rest of the frames comes in other epochs
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+
+class _Training(lightning.LightningModule):
+    """One optimiser step and one validation step; scales, schedule and history."""
+
+    def __init__(
+        self, pmf: PMF, objective: Any, scale: float, learning_rate: float, epochs: int
+    ) -> None:
+        super().__init__()
+        self.pmf = pmf
+        self.objective = objective
+        self.scale = scale  # kJ/mol/nm; losses of order one suit Adam and clipping
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.boxes: Tensor | None = None
+        self.history: list[dict[str, float]] = []
+
+    def _loss(self, batch: Any, differentiable: bool) -> Tensor:
+        positions, target = batch
+        boxes = None if self.boxes is None else self.boxes.to(positions)
+        forces = energy_and_forces(self.pmf, positions, boxes, differentiable=differentiable)[1]
+        return self.objective(forces / self.scale, target / self.scale, None)
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        loss = self._loss(batch, differentiable=True)
+        self.log("train", loss.detach(), on_step=False, on_epoch=True, batch_size=1)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._sum, self._frames = 0.0, 0
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self._sum += float(self._loss(batch, differentiable=False)) * len(batch[0])
+        self._frames += len(batch[0])
+
+    def on_validation_epoch_end(self) -> None:
+        mean = self._sum / self._frames
+        self.log("valid", mean)
+        self.log("valid_rmse", mean**0.5 * self.scale, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        values = self.trainer.callback_metrics
+        record = {
+            "epoch": float(self.current_epoch),
+            "train_rmse": float(values["train"]) ** 0.5 * self.scale,
+            "valid_rmse": float(values["valid"]) ** 0.5 * self.scale,
+            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        self.history.append(record)
+        if not np.isfinite(record["train_rmse"]):
+            raise InputError(
+                f"the loss is not finite in epoch {self.current_epoch}; lower the learning rate "
+                "or look for wrong forces in the dataset"
+            )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.pmf.parameters(), lr=self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, steps, eta_min=0.01 * self.learning_rate
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = list(checkpoint["history"])
+
+
+def _run(
+    module: _Training,
+    train: _Frames,
+    valid: _Frames,
+    folder: Path,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    resume: bool,
+    accelerator: str,
+    progress: bool | None,
+) -> None:
+    """Let Lightning train, with checkpoints of the best and the last epoch in `folder`."""
+    import sys
+
+    module.boxes = train.boxes
+    show = sys.stderr.isatty() if progress is None else progress
+    # "last" is saved after the validation of every epoch, so history and weights agree in it.
+    keep_best = callbacks.ModelCheckpoint(
+        dirpath=folder, filename="best", monitor="valid", enable_version_counter=False,
+        save_weights_only=True,
+    )  # fmt: skip
+    keep_last = callbacks.ModelCheckpoint(
+        dirpath=folder, filename="last", enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )  # fmt: skip
+    bars = [callbacks.RichProgressBar(leave=False)] if show else []
+    last = folder / "last.ckpt"
+    checkpoint = str(last) if resume and last.exists() else None
+    train_loader: DataLoader = DataLoader(
+        train, sampler=_ShuffledBatches(len(train), batch_size, seed), batch_size=None
+    )
+    chunks = [c.tolist() for c in np.array_split(np.arange(len(valid)), -(-len(valid) // 4096))]
+    valid_loader: DataLoader = DataLoader(valid, sampler=chunks, batch_size=None)
+    quiet = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    levels = {name: logging.getLogger(name).level for name in quiet}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+        for name in quiet:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            trainer = lightning.Trainer(
+                max_epochs=epochs,
+                accelerator=accelerator,
+                devices=1,
+                logger=False,
+                callbacks=[keep_best, keep_last, *bars],
+                enable_progress_bar=show,
+                enable_model_summary=False,
+                gradient_clip_val=1.0,
+                inference_mode=False,  # forces are gradients, in validation too
+                num_sanity_val_steps=0,
+            )
+            trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint)
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+    if trainer.interrupted:
+        raise KeyboardInterrupt(f"training stopped; run again to continue from {last}")
