@@ -1,7 +1,7 @@
 """Mapped frames: `CGDataset` in memory, its HDF5 file, and `map_trajectory` that makes it."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .mapping.force_map import (
     constraints_from_system,
 )
 from .topology import CGTopology
-from .trajectory import Trajectory
+from .trajectory import Frames, Trajectory
 from .units import strip
 
 #: Version of the HDF5 layout; a reader refuses newer ones.
@@ -115,7 +115,7 @@ class CGDataset:
 
     def select(self, frames: Any) -> "CGDataset":
         """Return the dataset of the given frames (an index array, mask or slice)."""
-        chosen = {
+        chosen: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[frames]
             for name in _PER_FRAME
         }
@@ -158,7 +158,7 @@ class CGDataset:
     def save(self, path: str | Path) -> None:
         """Write the HDF5 file; an existing one is replaced only when the new one is complete."""
         with DatasetWriter(path, self.topology, self.temperature) as writer:
-            writer.add({name: getattr(self, name) for name in _PER_FRAME})
+            writer.add(self)
             writer.describe(self.mapping, self.sources)
 
     def _require_finite(self, name: str, values: np.ndarray) -> None:
@@ -214,9 +214,9 @@ class DatasetWriter:
         self._file = h5py.File(self._context.__enter__(), "w")
         return self
 
-    def add(self, chunk: dict[str, np.ndarray | None]) -> None:
-        """Append frames: name -> (frames, ...) array, for positions, forces, weights, ..."""
-        present = {k: v for k, v in chunk.items() if v is not None}
+    def add(self, chunk: CGDataset) -> None:
+        """Append the frames of a dataset."""
+        present = {n: v for n in _PER_FRAME if (v := getattr(chunk, n)) is not None}
         if self._names is None:
             self._names = tuple(present)
             for name, values in present.items():
@@ -336,7 +336,9 @@ def map_trajectory(
     Raises:
         InputError: if the mapping does not fit the topology, or the force map is inconsistent.
     """
-    labels = tuple(f"{a.residue.name}{a.residue.resSeq}-{a.name}" for a in _atoms(trajectory))
+    labels = tuple(
+        f"{a.residue.name}{a.residue.resSeq}-{a.name}" for a in trajectory.topology.atoms
+    )
     if labels != mapping.atom_labels:
         raise InputError(
             f"the mapping was made for {mapping.n_atoms} atoms "
@@ -347,37 +349,37 @@ def map_trajectory(
     if trajectory.has_forces:
         pairs = _constraint_pairs(trajectory, constraints, chunk)
         fitted = _fit_force_map(trajectory, mapping, force_map, pairs, chunk)
-    chunks: list[dict[str, np.ndarray | None]] = []
-    for frames in trajectory.chunks(chunk):
-        mapped: dict[str, np.ndarray | None] = {
-            "positions": mapping.map_positions(frames.positions).astype(np.float32),
-            "forces": None,
-            "weights": frames.weights,
-            "bias_energy": frames.bias_energy,
-            "box": frames.box,
-        }
-        if fitted is not None and frames.forces is not None:
-            mapped["forces"] = fitted.map_forces(frames.forces).astype(np.float32)
-        chunks.append(mapped)
-    dataset = CGDataset(
+    provenance = _describe(mapping, fitted)
+    sources = {Path(s).name: sha256(s) for s in trajectory.sources if s}
+    parts = (_map_frames(frames, mapping, fitted) for frames in trajectory.chunks(chunk))
+    if output is not None:
+        with DatasetWriter(output, mapping.topology, temperature) as writer:
+            writer.describe(provenance, sources)
+            for part in parts:
+                # Checks each chunk; a bad frame leaves no file behind.
+                writer.add(CGDataset(topology=mapping.topology, temperature=temperature, **part))
+        return read_dataset(output)
+    whole = list(parts)
+    arrays = {n: np.concatenate([p[n] for p in whole]) for n in whole[0] if n in _PER_FRAME}
+    return CGDataset(
         topology=mapping.topology,
         temperature=temperature,
-        mapping=_describe(mapping, fitted),
-        sources={Path(s).name: sha256(s) for s in trajectory.sources if s},
-        **{name: _join(chunks, name) for name in _PER_FRAME},  # type: ignore[arg-type]
+        mapping=provenance,
+        sources=sources,
+        **arrays,
     )
-    if output is not None:
-        dataset.save(output)
-    return dataset
 
 
-def _atoms(trajectory: Trajectory) -> Iterable[Any]:
-    return trajectory.topology.atoms
-
-
-def _join(chunks: list[dict[str, np.ndarray | None]], name: str) -> np.ndarray | None:
-    parts = [c[name] for c in chunks]
-    return None if parts[0] is None else np.concatenate(parts)  # type: ignore[arg-type]
+def _map_frames(frames: Frames, mapping: Mapping, force_map: ForceMap | None) -> dict[str, Any]:
+    mapped: dict[str, Any] = {
+        "positions": mapping.map_positions(frames.positions).astype(np.float32)
+    }
+    if force_map is not None and frames.forces is not None:
+        mapped["forces"] = force_map.map_forces(frames.forces).astype(np.float32)
+    for name in ("weights", "bias_energy", "box"):
+        if getattr(frames, name) is not None:
+            mapped[name] = getattr(frames, name)
+    return mapped
 
 
 def _constraint_pairs(

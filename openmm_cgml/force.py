@@ -3,6 +3,7 @@
 A backend is a function ``(model_file, particles, copies, periodic) -> openmm.Force``.
 """
 
+import ctypes
 import functools
 import io
 import logging
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch  # before openmm: TorchForce's plugins need its libraries
+
 import openmm  # isort: skip
 
 from .errors import BackendError, InputError
@@ -30,6 +32,9 @@ BACKENDS = Registry(
         "python": "openmm_cgml.force:python_force",
     },
 )
+
+#: Class of the Force that each backend makes.
+FORCE_CLASSES = {"torchforce": "TorchForce", "python": "PythonForce"}
 
 # What openmmtorch 1.5 from PyPI was compiled against; other pairs are tried in a subprocess.
 _TESTED_TORCH, _TESTED_OPENMM = ("2.9",), ("8.4", "8.5")
@@ -72,9 +77,7 @@ def default_backend() -> str:
 
 def torch_force(model: ModelFile, particles: Any, copies: int, periodic: bool) -> Any:
     """Return an openmmtorch.TorchForce that holds the model's TorchScript program."""
-    import openmmtorch
-
-    force = openmmtorch.TorchForce(model.module(particles, copies))
+    force = import_openmmtorch().TorchForce(model.module(particles, copies))
     force.setUsesPeriodicBoundaryConditions(periodic)
     return force
 
@@ -130,11 +133,11 @@ def torchforce_problem() -> str | None:
     Repairs what can be repaired: plugins that failed to load because openmm was imported before
     torch are loaded again.
     """
+    failures = load_torch_plugins()
     try:
-        import openmmtorch  # noqa: F401
+        import_openmmtorch()
     except ImportError as error:
         return f"openmmtorch is not importable ({error})"
-    failures = load_torch_plugins()
     if not _has_torch_kernels():
         return "its plugin did not load" + (f" ({failures[0]})" if failures else "")
     torch_version = ".".join(torch.__version__.split(".")[:2])
@@ -162,11 +165,13 @@ def load_torch_plugins() -> list[str]:
     Returns:
         Messages of the plugins that still fail; OpenCL's and CUDA's do on machines without them.
     """
+    _preload_cuda_compiler()
     if _has_torch_kernels():
         return []
     # Read first: loading a library erases the list. A whole directory is never loaded again,
     # since that would register a second CPU platform.
-    reported = [m.split("Error loading library ")[-1] for m in openmm.Platform.getPluginLoadFailures()]
+    messages = openmm.Platform.getPluginLoadFailures()
+    reported = [m.split("Error loading library ")[-1] for m in messages]
     paths = [Path(m.split(": ")[0]) for m in reported if "Torch" in m.split(": ")[0]]
     if not paths:
         folders = (
@@ -185,19 +190,18 @@ def load_torch_plugins() -> list[str]:
 
 def try_torchforce() -> None:
     """Evaluate a minimal TorchForce; raises, or ends the process, where it cannot work."""
-    import openmmtorch
 
-    class Zero(torch.nn.Module):
+    class Square(torch.nn.Module):
         def forward(self, positions: torch.Tensor) -> torch.Tensor:
             return positions.square().sum()
 
     load_torch_plugins()
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.trace(Zero(), torch.zeros(1, 3)), buffer)
+    torch.jit.save(torch.jit.trace(Square(), torch.zeros(1, 3)), buffer)
     buffer.seek(0)
     system = openmm.System()
     system.addParticle(1.0)
-    system.addForce(openmmtorch.TorchForce(torch.jit.load(buffer)))
+    system.addForce(import_openmmtorch().TorchForce(torch.jit.load(buffer)))
     integrator = openmm.VerletIntegrator(0.001)
     platform = openmm.Platform.getPlatform("Reference")
     context = openmm.Context(system, integrator, platform)
@@ -205,10 +209,39 @@ def try_torchforce() -> None:
     context.getState(getEnergy=True, getForces=True)
 
 
+def import_openmmtorch() -> Any:
+    """Import openmmtorch without the deprecation notice that it causes on every start."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "simtk.openmm" not in record.getMessage()
+
+    logging.getLogger().addFilter(is_news)
+    try:
+        import openmmtorch
+    finally:
+        logging.getLogger().removeFilter(is_news)
+    return openmmtorch
+
+
+def _preload_cuda_compiler() -> None:
+    """Load the CUDA 13 compiler library, if installed, so that openmmtorch finds it.
+
+    The wheels of openmmtorch 1.5 for Python 3.10 and 3.13 were linked against libnvrtc.so.13,
+    which torch 2.9 does not bring; the extra ``torchforce`` installs it in a place that the
+    loader does not search.
+    """
+    for entry in sys.path:
+        library = Path(entry or ".") / "nvidia" / "cu13" / "lib" / "libnvrtc.so.13"
+        if library.exists():
+            try:
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                logger.debug("cannot load %s: %s", library, error)
+            return
+
+
 def _has_torch_kernels() -> bool:
     return any(
         openmm.Platform.getPlatform(k).supportsKernels(_TORCH_KERNELS)
         for k in range(openmm.Platform.getNumPlatforms())
     )
-
-

@@ -57,9 +57,9 @@ _TENSOR_OPERATORS = """
     Bool Float Int FloatImplicit IntImplicit ScalarImplicit Complex
     __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__
     __range_length __xor__ _set_item append bool bitwise_and bitwise_or bitwise_not ceil
-    device dim dict dtype extend floordiv format hash insert is_contiguous is_cuda is_floating_point
-    items keys len list mathremainder modf numel ord pop range size sorted str stride
-    sum_to_size values _softmax _log_softmax _unique2
+    device dim dict dtype extend floordiv format hash insert is_contiguous is_cuda
+    is_floating_point items keys len list mathremainder modf numel ord pop range size sorted
+    str stride sum_to_size values _softmax _log_softmax _unique2
 """.split()
 
 _PRIMITIVES = """
@@ -87,6 +87,9 @@ class ExportedModel(nn.Module):
         beads: beads of one copy.
         card: the card, JSON.
     """
+
+    particles: Tensor
+    like: Tensor
 
     def __init__(self, pmf: PMF, beads: int, card: str) -> None:
         super().__init__()

@@ -5,11 +5,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch  # noqa: F401  (before openmm: TorchForce's plugins need its libraries)
+
+import numpy as np
+
 import openmm  # isort: skip
 
 from .errors import CGMLError, InputError
+from .force import FORCE_CLASSES, default_backend
 from .replicas import start_positions
 from .reporters import Run, RunWriter, read_run
 from .system import Model, load_model
@@ -80,7 +83,8 @@ class Langevin:
                 self.model.temperature,
                 self.temperature,
             )
-        self.system = self.model.create_system(self.copies, backend=backend)
+        self.backend = default_backend() if backend is None else backend
+        self.system = self.model.create_system(self.copies, backend=self.backend)
         self.integrator = openmm.LangevinMiddleIntegrator(
             self.temperature, self.friction, self.timestep
         )
@@ -175,7 +179,6 @@ class Langevin:
     def _info(self, stride: int) -> dict[str, Any]:
         from .version import __version__
 
-        force = self.system.getForce(0)
         return {
             "model": self.model.file.name,
             "copies": self.copies,
@@ -185,7 +188,7 @@ class Langevin:
             "steps_per_frame": stride,
             "seed": self.seed,
             "platform": self.context.getPlatform().getName(),
-            "backend": type(force).__name__,
+            "backend": FORCE_CLASSES[self.backend],
             "versions": {
                 "openmm_cgml": __version__,
                 "openmm": openmm.version.short_version,

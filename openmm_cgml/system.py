@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+
+import numpy as np
+
 import openmm  # isort: skip
 
 from . import force as backends
@@ -69,9 +71,7 @@ class Model:
             InputError: if particles, copies or group make no sense.
             BackendError: if the backend asked for does not work here.
         """
-        return backends.create_force(
-            self.file, particles, copies, force_group, periodic, backend
-        )
+        return backends.create_force(self.file, particles, copies, force_group, periodic, backend)
 
     def create_system(
         self,
@@ -156,7 +156,7 @@ def save_system(path: str | Path, system: Any) -> None:
         InputError: if it holds a PythonForce, whose XML would run code when it is read.
     """
     for one in system.getForces():
-        if isinstance(one, getattr(openmm, "PythonForce", ())):
+        if type(one).__name__ == "PythonForce":
             raise InputError(
                 f"force {one.getName()!r} is a PythonForce, whose XML runs code when it is read; "
                 "save the model file and create the System again"
@@ -189,12 +189,11 @@ def load_system(path: str | Path, *, trust: bool = False) -> Any:
     if not isinstance(system, openmm.System):
         raise InputError(f"{path} holds a {type(system).__name__}, not an OpenMM System")
     if not trust and "TorchForce" in text:
-        import openmmtorch
-
+        torch_force = backends.import_openmmtorch().TorchForce
         for one in system.getForces():  # `one` stays alive while its cast is in use
-            if openmmtorch.TorchForce.isinstance(one):
+            if torch_force.isinstance(one):
                 buffer = io.BytesIO()
-                module = openmmtorch.TorchForce.cast(one).getModule()
+                module = torch_force.cast(one).getModule()
                 torch.jit.save(module, buffer)
                 require_trusted(torch.jit.load(io.BytesIO(buffer.getvalue())), str(path))
     return system

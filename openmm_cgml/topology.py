@@ -1,7 +1,7 @@
 """Topologies: `CGTopology` for beads, and readers of all-atom topologies."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,48 @@ def atom_label(top: Any, index: int) -> str:
     return f"{atom.residue.name}{atom.residue.resSeq}-{atom.name}"
 
 
+def bonded_angles(bonds: Iterable[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Return all (i, j, k) with bonds i-j and j-k, i < k."""
+    around = _neighbours(bonds)
+    return sorted((i, j, k) for j in around for i in around[j] for k in around[j] if i < k)
+
+
+def bonded_torsions(bonds: Iterable[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+    """Return all (i, j, k, l) with bonds i-j, j-k and k-l, j < k, of four different beads."""
+    around = _neighbours(bonds)
+    return sorted(
+        (i, j, k, m)
+        for j in around
+        for k in around[j]
+        if j < k
+        for i in around[j]
+        for m in around[k]
+        if len({i, j, k, m}) == 4
+    )
+
+
+def bond_separations(beads: int, bonds: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Return the (beads, beads) number of bonds between beads; `beads` where not connected."""
+    around = _neighbours(bonds)
+    separations = np.full((beads, beads), beads)
+    for start in range(beads):
+        reached, frontier, steps = {start}, [start], 0
+        while frontier:
+            separations[start, frontier] = steps
+            frontier = sorted({n for b in frontier for n in around.get(b, ())} - reached)
+            reached.update(frontier)
+            steps += 1
+    return separations
+
+
+def _neighbours(bonds: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
+    around: dict[int, set[int]] = {}
+    for i, j in bonds:
+        around.setdefault(i, set()).add(j)
+        around.setdefault(j, set()).add(i)
+    return around
+
+
 def _read_topology_file(path: Path) -> Any:
     import mdtraj
 
@@ -273,9 +315,7 @@ def _read_mdtraj_hdf5_topology(path: Path) -> Any:
     for chain in content["chains"]:
         new_chain = top.add_chain()
         for residue in chain["residues"]:
-            new_residue = top.add_residue(
-                residue["name"], new_chain, resSeq=residue.get("resSeq")
-            )
+            new_residue = top.add_residue(residue["name"], new_chain, resSeq=residue.get("resSeq"))
             for atom in residue["atoms"]:
                 symbol = atom["element"]
                 element = (

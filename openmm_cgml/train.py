@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import lightning
-import numpy as np
 import torch
-from lightning.pytorch import callbacks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+import lightning
+import numpy as np
+from lightning.pytorch import callbacks
 
 from . import geometry
 from .dataset import CGDataset

@@ -112,9 +112,7 @@ def slice_mapping(
     Raises:
         InputError: if no atom is given, or one twice.
     """
-    return group_mapping(
-        top, [[a] for a in atoms], [[1.0] for _ in atoms], name=name, types=types
-    )
+    return group_mapping(top, [[a] for a in atoms], [[1.0] for _ in atoms], name=name, types=types)
 
 
 def com_mapping(
@@ -189,15 +187,13 @@ def group_mapping(
                 f"bead {bead} of mapping {name!r} has atom {atom_label(top, twice)} twice; "
                 "list it once"
             )
-    matrix = scipy.sparse.csr_array(
-        (values, (rows, columns)), shape=(len(groups), top.n_atoms)
-    )
+    matrix = scipy.sparse.csr_array((values, (rows, columns)), shape=(len(groups), top.n_atoms))
     masses = atom_masses(top)
-    first = [top.atom(int(group[0])) if len(group) else None for group in groups]
-    if any(atom is None for atom in first):
-        bead = first.index(None)
-        label = names[bead] if names is not None else str(bead)
-        raise InputError(f"mapping {name!r} leaves bead {label} without atoms; give it some")
+    for bead, group in enumerate(groups):
+        if not len(group):
+            label = names[bead] if names is not None else str(bead)
+            raise InputError(f"mapping {name!r} leaves bead {label} without atoms; give it some")
+    first = [top.atom(int(group[0])) for group in groups]
     bead_names = tuple(names) if names is not None else tuple(a.name for a in first)
     beads = CGTopology(
         bead_names=bead_names,
@@ -205,8 +201,7 @@ def group_mapping(
         residue_names=tuple(a.residue.name for a in first),
         residue_ids=tuple(int(a.residue.resSeq) for a in first),
         chain_ids=tuple(
-            str(getattr(a.residue.chain, "chain_id", None) or a.residue.chain.index)
-            for a in first
+            str(getattr(a.residue.chain, "chain_id", None) or a.residue.chain.index) for a in first
         ),
         bonds=(),
         masses=tuple(_momentum_mass(g, w, masses) for g, w in zip(groups, weights, strict=True)),

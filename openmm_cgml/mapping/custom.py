@@ -55,7 +55,7 @@ def _select(top: Any, text: str) -> list[int]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"selection {text!r} is not understood ({reason}); "
-            "use mdtraj's selection language, e.g. \"name CA and resSeq 2\""
+            'use mdtraj\'s selection language, e.g. "name CA and resSeq 2"'
         ) from error
     if not atoms:
         names = ", ".join(sorted({a.name for a in top.atoms})[:12])

@@ -150,12 +150,12 @@ def optimal_force_map(
     ridge = min(scores, key=lambda r: scores[r]) if len(folds) > 1 else 1e-3
     total = blocks.sum(0)
     rows = _least_rows(total, grouped_map, ridge)
-    square = scores[ridge] if len(folds) > 1 else float(np.einsum("ig,gh,ih", rows, total, rows))
+    square = scores[ridge] if len(folds) > 1 else float(np.einsum("ig,gh,ih->", rows, total, rows))
     result = ForceMap(
         "optimal",
         scipy.sparse.csr_array(rows @ tie.toarray()),
         groups,
-        mean_square=square / (frames.sum() * 3 * len(rows)),
+        mean_square=float(square / (frames.sum() * 3 * len(rows))),
         ridge=ridge,
     )
     check_force_map(mapping, result.matrix, constraints)
@@ -191,13 +191,13 @@ def check_force_map(
             f"{int(i == j)}; use FORCE_MAPS['basic'] or ['optimal']"
         )
     dense_rows = matrix.toarray()
-    for i, j in constraints:
-        gap = np.abs(dense_rows[:, i] - dense_rows[:, j])
+    for first, second in constraints:
+        gap = np.abs(dense_rows[:, first] - dense_rows[:, second])
         if gap.max() > 1e-8:
             bead = label(int(gap.argmax()))
             raise InputError(
-                f"force map ignores the constraint {mapping.atom_labels[i]}-"
-                f"{mapping.atom_labels[j]}: bead {bead} weighs their forces differently; "
+                f"force map ignores the constraint {mapping.atom_labels[first]}-"
+                f"{mapping.atom_labels[second]}: bead {bead} weighs their forces differently; "
                 "give both the same weight"
             )
 
@@ -217,8 +217,8 @@ def constraint_groups(
             "give the System of this topology"
         )
     graph = scipy.sparse.coo_array((np.ones(len(pairs)), pairs.T), shape=(atoms, atoms))
-    count, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
-    groups: list[list[int]] = [[] for _ in range(count)]
+    component = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+    groups: list[list[int]] = [[] for _ in range(component.max() + 1)]
     for atom, group in enumerate(component):
         groups[group].append(atom)
     return tuple(sorted(tuple(g) for g in groups))

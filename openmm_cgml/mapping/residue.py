@@ -91,6 +91,7 @@ def _backbone_atoms(top: Any) -> dict[int, str]:
                 )
             amino_acids.add(residue[alpha])
             kinds.update({nitrogens[0]: "N", alpha: "CA", carbonyls[0]: "C"})
+    _require_bonded(top, amino_acids)
     # Caps have no alpha carbon: their peptide C or N counts. Side-chain amides do not, since
     # they lie in a residue that has one.
     for carbon in range(top.n_atoms):
@@ -107,3 +108,14 @@ def _backbone_atoms(top: Any) -> dict[int, str]:
             "choose the beads yourself with a selection"
         )
     return kinds
+
+
+def _require_bonded(top: Any, amino_acids: set[int]) -> None:
+    """Refuse residues with a backbone by name that bonds do not confirm: bonds are missing."""
+    for residue in top.residues:
+        names = {a.name for a in residue.atoms}
+        if residue.index not in amino_acids and {"N", "CA", "C", "O"} <= names:
+            raise InputError(
+                f"residue {residue} has backbone atoms but not their bonds; "
+                "give a .prmtop or .psf, or add CONECT records to the .pdb"
+            )

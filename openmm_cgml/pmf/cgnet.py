@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .. import geometry
 from ..dataset import CGDataset
+from ..topology import bonded_angles, bonded_torsions
 from ..units import thermal_energy
 from .core import PMF, index_buffer
-from .layers import DenseNet, bonded_angles, bonded_torsions
+from .layers import DenseNet
 
 
 class CGNet(PMF):
@@ -31,6 +32,20 @@ class CGNet(PMF):
         depth: hidden layers.
         energy_scale: kJ/mol, factor on the network's output; kT is natural.
     """
+
+    pairs: Tensor
+    angle_first: Tensor
+    angle_first_sign: Tensor
+    angle_second: Tensor
+    angle_second_sign: Tensor
+    torsion_first: Tensor
+    torsion_first_sign: Tensor
+    torsion_second: Tensor
+    torsion_second_sign: Tensor
+    torsion_third: Tensor
+    torsion_third_sign: Tensor
+    feature_mean: Tensor
+    feature_scale: Tensor
 
     def __init__(
         self,
@@ -58,8 +73,8 @@ class CGNet(PMF):
             sign = torch.tensor([1.0 if i < j else -1.0 for i, j in ends]).reshape(-1, 1)
             return where, sign
 
-        angles = bonded_angles(beads, bonds)
-        torsions = bonded_torsions(beads, bonds)
+        angles = bonded_angles(bonds)
+        torsions = bonded_torsions(bonds)
         self.register_buffer("pairs", index_buffer(pairs.tolist(), 2))
         for name, chains, at in (
             ("angle_first", angles, 0),
@@ -137,10 +152,7 @@ def cgnet(dataset: CGDataset, *, width: int = 128, depth: int = 4, seed: int = 0
         else:
             boxes = torch.as_tensor(dataset.box[::stride], dtype=torch.float32)
             features = torch.cat(
-                [
-                    network.features(x[None], b)
-                    for x, b in zip(positions, boxes, strict=True)
-                ]
+                [network.features(x[None], b) for x, b in zip(positions, boxes, strict=True)]
             )
         network.feature_mean.copy_(features.mean(0))
         network.feature_scale.copy_(1 / features.std(0).clamp_min(1e-4))

@@ -48,7 +48,8 @@ class SumPMF(PMF):
         modules: list[nn.Module] = []
         for term in terms:
             module = build(term) if isinstance(term, dict) else term
-            modules.extend(module.terms if isinstance(module, SumPMF) else [module])
+            # A sum within a sum is flattened: one loop, and fit() finds the trainable terms.
+            modules.extend(_terms(module))
         self.terms = nn.ModuleList(modules)
 
     def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
@@ -61,6 +62,10 @@ class SumPMF(PMF):
     def arguments(self) -> dict[str, Any]:
         """Return the terms' architectures."""
         return {"terms": [term.architecture() for term in self.terms]}
+
+
+def _terms(module: Any) -> list[nn.Module]:
+    return list(module.terms) if isinstance(module, SumPMF) else [module]
 
 
 def build(architecture: dict[str, Any]) -> PMF:

@@ -7,20 +7,23 @@ is smooth wherever no two beads coincide.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+import numpy as np
 
 from .. import geometry
 from ..dataset import CGDataset
 from ..errors import InputError
+from ..topology import bond_separations, bonded_angles
 from ..units import thermal_energy
 from .core import PMF, SumPMF, index_buffer
-from .layers import bond_separations, bonded_angles
 
 
 class _FittedTerms(PMF):
     """Energy terms with one row of indices and parameters each; parameters are buffers."""
+
+    indices: Tensor
 
     def __init__(self, indices: Sequence[Sequence[int]], width: int) -> None:
         super().__init__()
@@ -28,8 +31,7 @@ class _FittedTerms(PMF):
 
     def arguments(self) -> dict[str, Any]:
         """Return the indices and the parameters as tables."""
-        buffers = {name: value.tolist() for name, value in self.named_buffers()}
-        return buffers
+        return {name: value.tolist() for name, value in self.named_buffers()}
 
 
 class HarmonicBonds(_FittedTerms):
@@ -40,6 +42,9 @@ class HarmonicBonds(_FittedTerms):
         stiffness: k, kJ/mol/nm^2, one a term.
         length: d0, nm, one a term.
     """
+
+    stiffness: Tensor
+    length: Tensor
 
     def __init__(
         self,
@@ -65,6 +70,9 @@ class HarmonicAngles(_FittedTerms):
         stiffness: k, kJ/mol, one a term.
         cosine: c0, one a term.
     """
+
+    stiffness: Tensor
+    cosine: Tensor
 
     def __init__(
         self,
@@ -93,6 +101,9 @@ class Repulsion(_FittedTerms):
         strength: kJ/mol, one a term: the energy at d = radius.
         radius: nm, one a term.
     """
+
+    strength: Tensor
+    radius: Tensor
 
     def __init__(
         self,
@@ -157,7 +168,7 @@ def _fit_bonds(dataset: CGDataset) -> HarmonicBonds | None:
 
 
 def _fit_angles(dataset: CGDataset) -> HarmonicAngles | None:
-    triples = bonded_angles(len(dataset.topology), dataset.topology.bonds)
+    triples = bonded_angles(dataset.topology.bonds)
     if not triples:
         return None
 

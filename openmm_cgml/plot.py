@@ -1,0 +1,106 @@
+"""Figures of a comparison and of a training run, as PNG bytes."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from .analysis import Comparison, free_energy, free_energy_profile
+
+_DEGREES = 180 / np.pi
+_MODEL, _REFERENCE = "#d1495b", "#22577a"
+
+
+def free_energy_maps(comparison: Comparison, labels: tuple[str, str], title: str) -> bytes:
+    """Draw reference, model and their difference side by side; shared colours, kJ/mol.
+
+    Args:
+        comparison: from `analysis.compare`.
+        labels: names of the two dihedrals, matplotlib text.
+        title: name of the model's map.
+    """
+    reference = free_energy(comparison.reference.probability, comparison.kt)
+    model = free_energy(comparison.model.probability, comparison.kt)
+    weight = np.where(np.isfinite(reference + model), comparison.reference.probability, 0)
+    shift = float(np.nansum(weight * np.nan_to_num(model - reference)) / weight.sum())
+    top = 30.0
+    edges = comparison.reference.edges * _DEGREES
+    figure, axes = _subplots(1, 3, (11.5, 3.6))
+    for axis, values, name in ((axes[0], reference, "reference"), (axes[1], model, title)):
+        mesh = axis.pcolormesh(edges, edges, values.T, cmap="viridis", vmin=0, vmax=top)
+        centres = comparison.reference.centres() * _DEGREES
+        axis.contour(centres, centres, np.nan_to_num(values.T, nan=top + 10), linewidths=0.5,
+                     levels=np.arange(4, top, 4), colors="white", alpha=0.6)  # fmt: skip
+        axis.set_title(name)
+    figure.colorbar(mesh, ax=list(axes[:2]), label="free energy, kJ/mol", pad=0.015)
+    mesh = axes[2].pcolormesh(
+        edges, edges, (model - reference - shift).T, cmap="RdBu_r", vmin=-8, vmax=8
+    )
+    figure.colorbar(mesh, ax=axes[2], label="difference, kJ/mol", pad=0.03)
+    axes[2].set_title("difference")
+    for axis in axes:
+        axis.set(xlabel=f"{labels[0]}, degrees", aspect="equal")
+        axis.set_xticks([-180, -90, 0, 90, 180])
+        axis.set_yticks([-180, -90, 0, 90, 180])
+        axis.set_facecolor("#efefef")
+    axes[0].set_ylabel(f"{labels[1]}, degrees")
+    return _png(figure)
+
+
+def profiles(comparison: Comparison, labels: tuple[str, str], title: str) -> bytes:
+    """Draw the free energy along each dihedral with bands of two standard errors."""
+    figure, axes = _subplots(1, 2, (9.5, 3.2))
+    centres = comparison.reference.centres() * _DEGREES
+    for which, axis in enumerate(axes):
+        for distribution, colour, name in (
+            (comparison.reference, _REFERENCE, "reference"),
+            (comparison.model, _MODEL, title),
+        ):
+            values, error = free_energy_profile(distribution, which, comparison.kt)
+            axis.plot(centres, values, color=colour, label=name, lw=1.6)
+            axis.fill_between(
+                centres, values - 2 * error, values + 2 * error, color=colour, alpha=0.25, lw=0
+            )
+        axis.set(xlabel=f"{labels[which]}, degrees", ylim=(-1, 32), xlim=(-180, 180))
+        axis.set_xticks([-180, -90, 0, 90, 180])
+        axis.grid(alpha=0.25)
+    low, high = (a * _DEGREES for a in comparison.state)
+    axes[0].axvspan(low, high, color="#888888", alpha=0.12, lw=0)
+    axes[0].set_ylabel("free energy, kJ/mol")
+    axes[1].legend(frameon=False)
+    return _png(figure)
+
+
+def training_curve(history: list[dict[str, float]], noise_floor: float) -> bytes:
+    """Draw the force RMSE of training and validation over epochs, and the noise floor."""
+    figure, axis = _subplots(1, 1, (6.0, 3.2))
+    epochs = [h["epoch"] + 1 for h in history]
+    train, valid = ([h[k] for h in history] for k in ("train_rmse", "valid_rmse"))
+    axis.plot(epochs, train, color="#888888", lw=1.2, label="training")
+    axis.plot(epochs, valid, color=_MODEL, lw=1.8, label="validation")
+    axis.axhline(noise_floor, color=_REFERENCE, ls="--", lw=1.2, label="noise floor (estimate)")
+    low = min(noise_floor, *train, *valid)
+    high = float(np.quantile([*train, *valid], 0.97)) if len(history) > 4 else max(*train, *valid)
+    axis.set_ylim(low - 0.1 * (high - low), high + 0.2 * (high - low))
+    axis.set(xlabel="epoch", ylabel="force RMSE, kJ/mol/nm")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    return _png(figure)
+
+
+def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Figure, not pyplot: no global state, no display.
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def _png(figure: Any) -> bytes:
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(axis.get_facecolor()[0] < 0.99)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
+    return buffer.getvalue()

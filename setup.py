@@ -1,0 +1,68 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version():
+    # Not imported: the package's dependencies are not there yet when this runs.
+    source = (ROOT / "openmm_cgml" / "version.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE).group(1)
+
+
+REQUIRES = [
+    "numpy",
+    "torch>=2.9",
+    "openmm>=8.4",
+    "openmmtorch",
+    "mdtraj",
+    "parmed",
+    "scipy",
+    "h5py",
+    "lightning",
+    "matplotlib",
+    "rich",
+    "typer",
+]
+
+# openmmtorch 1.5 pins nothing, but its binary fits only torch 2.9, and OpenMM below 8.6. Without
+# one of the first two extras pip takes the newest of everything, where TorchForce fails.
+# Its wheels for these Pythons were linked to CUDA 13's libnvrtc, which PyPI's torch 2.9 (CUDA 12)
+# does not bring; it has to be loaded before openmm.
+NVRTC_13 = (
+    "nvidia-cuda-nvrtc==13.*; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    " and (python_version == '3.10' or python_version == '3.13')"
+)
+EXTRAS = {
+    "torchforce": ["openmmtorch==1.5", "torch==2.9.*", "openmm>=8.4,<8.6", NVRTC_13],
+    "cuda12": ["openmmtorch[cuda12]==1.5", "torch==2.9.*", "openmm[cuda12]>=8.4,<8.6", NVRTC_13],
+    "docs": ["sphinx", "myst-parser", "furo"],
+    "dev": ["pytest", "pytest-xdist", "ruff", "mypy"],
+}
+
+setup(
+    name="openmm_cgml",
+    version=read_version(),
+    description="Machine-learned coarse-grained simulation in OpenMM",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The openmm_cgml developers",
+    license="MIT",
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Chemistry",
+        "Topic :: Scientific/Engineering :: Physics",
+    ],
+    python_requires=">=3.10",
+    packages=find_packages(include=["openmm_cgml", "openmm_cgml.*"]),
+    package_data={
+        "openmm_cgml": ["py.typed", "data/**/*", "native/**/*.cpp", "native/**/*.h"],
+    },
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["cgml = openmm_cgml.cli:main"]},
+    zip_safe=False,
+)

@@ -1,0 +1,205 @@
+"""setup.py, the conda recipe and the constraints agree; pip's settings reach uv."""
+
+import runpy
+import sys
+import types
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from openmm_cgml.version import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+CONDA_NAMES = {"torch": "pytorch", "openmmtorch": "openmm-torch", "matplotlib": "matplotlib-base"}
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+
+bootstrap = types.SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "bootstrap.py")))
+
+
+@pytest.fixture(scope="module")
+def setup_arguments():
+    """The arguments of setup(), without setuptools (which only the build needs)."""
+    fake = types.ModuleType("setuptools")
+    fake.find_packages = lambda **_: []
+    fake.setup = mock.Mock()
+    with mock.patch.dict(sys.modules, setuptools=fake):
+        runpy.run_path(str(ROOT / "setup.py"))
+    return fake.setup.call_args.kwargs
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return yaml.safe_load((ROOT / "conda-recipe" / "recipe.yaml").read_text())
+
+
+def active(lines: list[str], python: str) -> list[Requirement]:
+    """The requirements whose markers hold on Linux under a Python version."""
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+        "sys_platform": "linux",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+    }
+    requirements = [Requirement(line) for line in lines]
+    return [one for one in requirements if not one.marker or one.marker.evaluate(environment)]
+
+
+def active_constraints(python: str) -> list[Requirement]:
+    lines = (ROOT / "constraints" / "torchforce.txt").read_text().splitlines()
+    return active([line for line in lines if line and not line.startswith("#")], python)
+
+
+# ---------------------------------------------------------------- metadata
+
+
+def test_version(setup_arguments, recipe):
+    assert setup_arguments["version"] == __version__
+    assert recipe["context"]["version"] == __version__
+
+
+def test_recipe_requires_what_setup_requires(setup_arguments, recipe):
+    expected = [Requirement(line) for line in setup_arguments["install_requires"]]
+    expected = {(CONDA_NAMES.get(one.name, one.name), str(one.specifier)) for one in expected}
+    expected.add(("python", setup_arguments["python_requires"]))
+    found = {
+        (line.split()[0], "".join(line.split()[1:])) for line in recipe["requirements"]["run"]
+    }
+    assert found == expected
+
+
+def test_recipe_has_the_console_script(setup_arguments, recipe):
+    scripts = setup_arguments["entry_points"]["console_scripts"]
+    assert recipe["build"]["python"]["entry_points"] == scripts
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_are_exact_and_unambiguous(python):
+    names = [canonicalize_name(one.name) for one in active_constraints(python)]
+    assert len(names) == len(set(names))
+    for one in active_constraints(python):
+        assert [specifier.operator for specifier in one.specifier] == ["=="]
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("extra", ["torchforce", "cuda12", "dev"])
+def test_constraints_satisfy_setup(setup_arguments, python, extra):
+    pinned = {canonicalize_name(one.name): one for one in active_constraints(python)}
+    lines = setup_arguments["install_requires"] + setup_arguments["extras_require"][extra]
+    for requirement in active(lines, python):
+        (pin,) = pinned[canonicalize_name(requirement.name)].specifier
+        assert requirement.specifier.contains(pin.version), f"{requirement} but {pin}"
+
+
+# ---------------------------------------------------------------- tools/bootstrap.py
+
+
+def uv_settings(environ=None, **settings):
+    settings = {name.replace("_", "-"): value for name, value in settings.items()}
+    return bootstrap.uv_settings(settings, environ or {})
+
+
+ALWAYS = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_PYTHON_DOWNLOADS": "never"}
+
+
+def test_pip_config_is_parsed_by_section():
+    listing = (
+        ":env:.find-links='\\n/a\\n/b'\n"
+        "global.extra-index-url='https://one.example/simple?x=1'\n"
+        "WARNING: something else\n"
+        "install.no-index='true'\n"
+    )
+    assert bootstrap.parse_pip_config(listing) == {
+        ":env:": {"find-links": "\n/a\n/b"},
+        "global": {"extra-index-url": "https://one.example/simple?x=1"},
+        "install": {"no-index": "true"},
+    }
+
+
+def test_install_section_beats_global_and_the_environment_both():
+    sections = {
+        ":env:": {"default-timeout": "9", "cert": " "},
+        "install": {"find-links": "/install"},
+        "global": {"find-links": "/global", "timeout": "5", "cert": "/pem"},
+        "download": {"no-index": "1"},
+    }
+    expected = {"find-links": "/install", "timeout": "9", "cert": "/pem"}
+    assert bootstrap.install_settings(sections) == expected
+
+
+def test_nothing_set_gives_pips_index_strategy_alone():
+    assert uv_settings() == (ALWAYS, [])
+
+
+def test_every_setting_is_translated(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    environment, arguments = uv_settings(
+        index_url="https://main.example/simple",
+        extra_index_url=f"\nhttps://more.example/simple\n{one.as_uri()}",
+        find_links=f"{one} {two.as_uri()}\nhttps://wheels.example/",
+        trusted_host="main.example\nmore.example:8080",
+        cert="/certs/ca.pem",
+        timeout="180",
+        proxy="http://proxy.example:3128",
+    )
+    assert arguments == []
+    assert environment == ALWAYS | {
+        "UV_DEFAULT_INDEX": "https://main.example/simple",
+        "UV_INDEX": f"https://more.example/simple {one.as_uri()}",
+        "UV_FIND_LINKS": f"{one},{two},https://wheels.example/",
+        "UV_INSECURE_HOST": "main.example more.example:8080",
+        "SSL_CERT_FILE": "/certs/ca.pem",
+        "UV_HTTP_TIMEOUT": "180",
+        "ALL_PROXY": "http://proxy.example:3128",
+    }
+
+
+def test_absent_places_are_dropped(tmp_path):
+    gone = tmp_path / "gone"
+    settings = {"extra_index_url": f"{gone.as_uri()} https://a.example", "find_links": str(gone)}
+    assert uv_settings(**settings) == (ALWAYS | {"UV_INDEX": "https://a.example"}, [])
+
+
+def test_absent_main_index_does_not_open_the_public_one(tmp_path):
+    gone = (tmp_path / "gone").as_uri()
+    assert uv_settings(index_url=gone) == (ALWAYS, ["--no-index"])
+    environment, arguments = uv_settings(index_url=gone, extra_index_url="https://a.example")
+    assert (environment["UV_DEFAULT_INDEX"], arguments) == ("https://a.example", [])
+    assert "UV_INDEX" not in environment
+
+
+@pytest.mark.parametrize(("value", "arguments"), [("1", ["--no-index"]), ("false", [])])
+def test_no_index(value, arguments):
+    assert uv_settings(no_index=value) == (ALWAYS, arguments)
+
+
+def test_what_the_user_set_for_uv_stays():
+    environ = {"UV_INDEX_URL": "https://mine.example", "UV_INDEX_STRATEGY": "first-index"}
+    environ |= {"SSL_CERT_FILE": "/mine.pem", "UV_REQUEST_TIMEOUT": "7"}
+    settings = {"index_url": "https://pip.example", "cert": "/pip.pem", "timeout": "180"}
+    assert uv_settings(environ, **settings) == ({"UV_PYTHON_DOWNLOADS": "never"}, [])
+
+
+def test_stamp_is_honoured_only_for_the_same_inputs(tmp_path, monkeypatch):
+    names = bootstrap.is_current.__globals__
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    monkeypatch.setitem(names, "ENV", tmp_path)
+    monkeypatch.setitem(names, "STAMP", tmp_path / "stamp")
+    assert not bootstrap.is_current(exact=False)
+
+    digest, version = bootstrap.expected_stamp()
+    (tmp_path / "stamp").write_text(f"{digest}\n{version}\n")
+    assert bootstrap.is_current(exact=False) and bootstrap.is_current(exact=True)
+
+    # Another Python matters only to who named one; other inputs always do.
+    (tmp_path / "stamp").write_text(f"{digest}\n3.0\n")
+    assert bootstrap.is_current(exact=False) and not bootstrap.is_current(exact=True)
+    monkeypatch.setitem(names, "INPUTS", [ROOT / "setup.py"])
+    assert not bootstrap.is_current(exact=False)
