@@ -1,15 +1,17 @@
 """Mapped frames: `CGDataset` in memory, its HDF5 file, and `map_trajectory` that makes it."""
 
 import json
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import InputError
-from .files import atomic_path, require_file, sha256
+from .files import atomic_path, require_file, require_writable, sha256
 from .mapping import FORCE_MAPS
 from .mapping.core import Mapping, bonded_neighbours
 from .mapping.force_map import (
@@ -19,7 +21,7 @@ from .mapping.force_map import (
     check_force_map,
     constraints_from_system,
 )
-from .topology import CGTopology
+from .topology import CGTopology, atom_label
 from .trajectory import Frames, Trajectory
 from .units import strip
 
@@ -45,6 +47,9 @@ class CGDataset:
         mapping: provenance of the map (matrices as triplets, constraint groups, force noise).
         sources: file name -> SHA-256 of what it was made from.
 
+    One more argument, `first_frame`, is the number of the first frame in a longer run; it is for
+    messages and not kept.
+
     Raises:
         InputError: if shapes or lengths do not fit, a value is not finite, a weight is negative,
             or two beads overlap.
@@ -59,8 +64,9 @@ class CGDataset:
     box: np.ndarray | None = None
     mapping: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    first_frame: InitVar[int] = 0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, first_frame: int) -> None:
         temperature = strip(self.temperature, "kelvin", what="temperature", positive=True)
         object.__setattr__(self, "temperature", temperature)
         if np.ndim(self.positions) != 3 or len(self.positions) == 0:
@@ -86,15 +92,15 @@ class CGDataset:
                     f"{name} have shape {values.shape} but the dataset needs {shape} "
                     "(frames, beads, 3 as the positions and the topology say)"
                 )
-            self._require_finite(name, values)
+            self._require_finite(name, values, first_frame)
         if self.weights is not None:
             if (self.weights < 0).any():
                 frame = int(np.argmax(self.weights < 0))
                 raise InputError(
-                    f"weight of frame {frame} is {self.weights[frame]:.3g}; "
+                    f"weight of frame {first_frame + frame} is {self.weights[frame]:.3g}; "
                     "weights are probabilities up to a factor, none may be negative"
                 )
-        self._require_apart()
+        self._require_apart(first_frame)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -133,6 +139,8 @@ class CGDataset:
         """
         if not 0 < fraction < 1:
             raise InputError(f"fraction is {fraction}; give a number between 0 and 1")
+        if blocks < 1:
+            raise InputError(f"blocks is {blocks}; give at least 1")
         pieces = np.array_split(np.arange(len(self)), min(blocks, len(self)))
         cuts = [round(fraction * len(piece)) for piece in pieces]
         first = np.concatenate([p[:c] for p, c in zip(pieces, cuts, strict=True)])
@@ -152,8 +160,10 @@ class CGDataset:
         """
         generator = np.random.default_rng(seed)
         points = (np.arange(count) + generator.random()) / count
-        frames = np.searchsorted(np.cumsum(self.probabilities), points)
-        return self.positions[generator.permutation(np.minimum(frames, len(self) - 1))]
+        cumulative = np.cumsum(self.probabilities)
+        # To the right, and up to one exactly: a frame of weight zero is never met.
+        frames = np.searchsorted(cumulative / cumulative[-1], points, side="right")
+        return self.positions[generator.permutation(frames)]
 
     def save(self, path: str | Path) -> None:
         """Write the HDF5 file; an existing one is replaced only when the new one is complete."""
@@ -161,18 +171,18 @@ class CGDataset:
             writer.add(self)
             writer.describe(self.mapping, self.sources)
 
-    def _require_finite(self, name: str, values: np.ndarray) -> None:
+    def _require_finite(self, name: str, values: np.ndarray, first_frame: int) -> None:
         if np.isfinite(values).all():
             return
         index = np.argwhere(~np.isfinite(values))[0]
         per_bead = name in ("positions", "forces")
         bead = f", bead {self.topology.label(int(index[1]))}" if per_bead else ""
         raise InputError(
-            f"{name}: not finite in frame {int(index[0])}{bead}; remove the frame, "
-            "or repeat the run from before it"
+            f"{name}: not finite in frame {first_frame + int(index[0])}{bead}; "
+            "remove the frame, or repeat the run from before it"
         )
 
-    def _require_apart(self) -> None:
+    def _require_apart(self, first_frame: int) -> None:
         """Refuse overlapping beads, looking at bonded and neighbouring beads of every frame."""
         beads = len(self.topology)
         pairs = set(self.topology.bonds) | {(i, i + 1) for i in range(beads - 1)}
@@ -181,9 +191,9 @@ class CGDataset:
         for i, j in sorted(pairs):
             gap = np.abs(self.positions[:, i] - self.positions[:, j]).max(-1)
             if gap.min() < 1e-3:
-                label = self.topology.label
+                label, frame = self.topology.label, first_frame + int(gap.argmin())
                 raise InputError(
-                    f"beads {label(i)} and {label(j)} overlap in frame {int(gap.argmin())} "
+                    f"beads {label(i)} and {label(j)} overlap in frame {frame} "
                     "(less than 0.001 nm apart); check the mapping and the units"
                 )
 
@@ -201,7 +211,7 @@ class DatasetWriter:
     """
 
     def __init__(self, path: str | Path, topology: CGTopology, temperature: float) -> None:
-        self._context = atomic_path(path)
+        self._path = path
         self._topology = topology
         self._temperature = strip(temperature, "kelvin", what="temperature", positive=True)
         self._names: tuple[str, ...] | None = None
@@ -211,7 +221,10 @@ class DatasetWriter:
     def __enter__(self) -> "DatasetWriter":
         import h5py
 
-        self._file = h5py.File(self._context.__enter__(), "w")
+        with ExitStack() as stack:
+            partial = stack.enter_context(atomic_path(self._path))
+            self._file = stack.enter_context(h5py.File(partial, "w"))
+            self._stack = stack.pop_all()
         return self
 
     def add(self, chunk: CGDataset) -> None:
@@ -242,19 +255,26 @@ class DatasetWriter:
         self._mapping, self._sources = mapping, sources
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        except BaseException:
+            self._stack.__exit__(*sys.exc_info())
+            raise
+        self._stack.__exit__(kind, value, traceback)
+
+    def _finish(self) -> None:
         from .version import __version__
 
-        if kind is None:
-            self._file["topology"] = self._topology.to_json()
-            self._file["mapping"] = json.dumps(self._mapping)
-            self._file.attrs.update(
-                schema_version=SCHEMA_VERSION,
-                package_version=__version__,
-                temperature_K=self._temperature,
-                sources=json.dumps(self._sources),
-            )
-        self._file.close()
-        self._context.__exit__(kind, value, traceback)
+        self._file["topology"] = self._topology.to_json()
+        self._file["mapping"] = json.dumps(self._mapping)
+        self._file.attrs.update(
+            schema_version=SCHEMA_VERSION,
+            kind="dataset",
+            package_version=__version__,
+            temperature_K=self._temperature,
+            sources=json.dumps(self._sources),
+        )
 
 
 def read_dataset(path: str | Path) -> CGDataset:
@@ -263,49 +283,62 @@ def read_dataset(path: str | Path) -> CGDataset:
     Raises:
         InputError: if the file is missing, damaged, not a dataset, or of a newer schema.
     """
-    with _open(path) as handle:
-        frames = {n: np.asarray(d) for n, d in handle["frames"].items() if n in _PER_FRAME}
-        return CGDataset(
-            topology=CGTopology.from_json(handle["topology"].asstr()[()]),
-            temperature=float(handle.attrs["temperature_K"]),
-            mapping=json.loads(handle["mapping"].asstr()[()]),
-            sources=json.loads(handle.attrs["sources"]),
-            **frames,
-        )
+    with _open(path) as (handle, described):
+        for name, values in handle["frames"].items():
+            if name in _PER_FRAME:
+                described[name] = np.asarray(values)
+    try:
+        return CGDataset(**described)
+    except InputError as error:
+        raise InputError(f"dataset {path}: {error}") from None
 
 
 def iterate_dataset(path: str | Path, size: int = 10_000) -> Iterator[CGDataset]:
-    """Yield a dataset file in chunks of at most `size` frames, for files larger than memory."""
-    with _open(path) as handle:
-        topology = CGTopology.from_json(handle["topology"].asstr()[()])
-        temperature = float(handle.attrs["temperature_K"])
-        total = len(handle["frames/positions"])
-        for start in range(0, total, size):
-            frames = {n: d[start : start + size] for n, d in handle["frames"].items()}
-            yield CGDataset(topology=topology, temperature=temperature, **frames)
+    """Yield a dataset file in chunks of at most `size` frames, for files larger than memory.
+
+    Raises:
+        InputError: as `read_dataset`.
+    """
+    if size < 1:
+        raise InputError(f"chunks of {size} frames were asked for; give at least 1")
+    with _open(path) as (handle, described):
+        stored = {n: d for n, d in handle["frames"].items() if n in _PER_FRAME}
+        for start in range(0, len(stored["positions"]), size):
+            frames: dict[str, Any] = {n: d[start : start + size] for n, d in stored.items()}
+            yield CGDataset(first_frame=start, **frames, **described)
 
 
-def _open(path: str | Path) -> Any:
+@contextmanager
+def _open(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield the open file and what it holds besides frames: arguments of `CGDataset`."""
     import h5py
 
     path = require_file(path, "dataset")
+    damaged = f"dataset {path} is damaged or cut short, not a whole HDF5 file; make it again"
     try:
         handle = h5py.File(path, "r")
     except OSError as error:
-        raise InputError(
-            f"dataset {path} is not a whole HDF5 file; it is damaged or cut short, make it again"
-        ) from error
-    if "frames/positions" not in handle or "schema_version" not in handle.attrs:
-        handle.close()
-        raise InputError(f"{path} is not a dataset; make one with `cgml map`")
-    version = int(handle.attrs["schema_version"])
-    if version > SCHEMA_VERSION:
-        handle.close()
-        raise InputError(
-            f"dataset {path} has schema {version}, this version reads up to {SCHEMA_VERSION}; "
-            "upgrade openmm_cgml"
-        )
-    return handle
+        raise InputError(damaged) from error
+    with handle:
+        version = handle.attrs.get("schema_version")
+        if version is None or handle.attrs.get("kind", "dataset") != "dataset":
+            raise InputError(f"{path} is not a dataset; make one with `cgml map`")
+        if version > SCHEMA_VERSION:
+            raise InputError(
+                f"dataset {path} has schema {version}, this version reads up to "
+                f"{SCHEMA_VERSION}; upgrade openmm_cgml"
+            )
+        try:
+            described = {
+                "topology": CGTopology.from_json(handle["topology"].asstr()[()]),
+                "temperature": float(handle.attrs["temperature_K"]),
+                "mapping": json.loads(handle["mapping"].asstr()[()]),
+                "sources": json.loads(handle.attrs["sources"]),
+            }
+            handle["frames/positions"]
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(damaged) from error
+        yield handle, described
 
 
 def map_trajectory(
@@ -336,9 +369,13 @@ def map_trajectory(
     Raises:
         InputError: if the mapping does not fit the topology, or the force map is inconsistent.
     """
-    labels = tuple(
-        f"{a.residue.name}{a.residue.resSeq}-{a.name}" for a in trajectory.topology.atoms
-    )
+    temperature = strip(temperature, "kelvin", what="temperature", positive=True)
+    if isinstance(force_map, str):
+        FORCE_MAPS[force_map]  # a name that is not there is told before the data are read
+    if output is not None:
+        require_writable(output)
+    top = trajectory.topology
+    labels = tuple(atom_label(top, a) for a in range(top.n_atoms))
     if labels != mapping.atom_labels:
         raise InputError(
             f"the mapping was made for {mapping.n_atoms} atoms "
@@ -350,17 +387,31 @@ def map_trajectory(
         pairs = _constraint_pairs(trajectory, constraints, chunk)
         fitted = _fit_force_map(trajectory, mapping, force_map, pairs, chunk)
     provenance = _describe(mapping, fitted)
-    sources = {Path(s).name: sha256(s) for s in trajectory.sources if s}
+    files = [s for s in trajectory.sources if s]
+    names = [Path(s).name for s in files]
+    sources = {
+        n if names.count(n) == 1 else s: sha256(s) for n, s in zip(names, files, strict=True)
+    }
     parts = (_map_frames(frames, mapping, fitted) for frames in trajectory.chunks(chunk))
     if output is not None:
         with DatasetWriter(output, mapping.topology, temperature) as writer:
             writer.describe(provenance, sources)
+            start = 0
             for part in parts:
                 # Checks each chunk; a bad frame leaves no file behind.
-                writer.add(CGDataset(topology=mapping.topology, temperature=temperature, **part))
+                checked = CGDataset(
+                    topology=mapping.topology,
+                    temperature=temperature,
+                    first_frame=start,
+                    **part,
+                )
+                writer.add(checked)
+                start += len(checked)
         return read_dataset(output)
     whole = list(parts)
-    arrays = {n: np.concatenate([p[n] for p in whole]) for n in whole[0] if n in _PER_FRAME}
+    arrays: dict[str, Any] = {
+        n: np.concatenate([p[n] for p in whole]) for n in whole[0] if n in _PER_FRAME
+    }
     return CGDataset(
         topology=mapping.topology,
         temperature=temperature,
@@ -376,7 +427,9 @@ def _map_frames(frames: Frames, mapping: Mapping, force_map: ForceMap | None) ->
     }
     if force_map is not None and frames.forces is not None:
         mapped["forces"] = force_map.map_forces(frames.forces).astype(np.float32)
-    for name in ("weights", "bias_energy", "box"):
+    if frames.box is not None:
+        mapped["box"] = frames.box.astype(np.float32)
+    for name in ("weights", "bias_energy"):
         if getattr(frames, name) is not None:
             mapped[name] = getattr(frames, name)
     return mapped

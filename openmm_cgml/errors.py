@@ -19,3 +19,9 @@ class UntrustedModelError(ModelFileError):
 
 class BackendError(CGMLError, RuntimeError):
     """No installed backend can evaluate the model; see ``cgml doctor``."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, or its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

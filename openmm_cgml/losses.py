@@ -113,8 +113,7 @@ def estimate_force_noise(
         covariances[:, k] = np.where(valid[:, k], values, np.nan)
     if not np.isfinite(covariances).any():
         return ForceNoise(square**0.5, square**0.5, 0.0, float("nan"))
-    per_frame = np.nanmean(covariances, axis=1)
-    per_frame = per_frame[np.isfinite(per_frame)]
+    per_frame = np.nanmean(covariances[np.isfinite(covariances).any(axis=1)], axis=1)
     model_square = max(0.0, float(per_frame.mean()))
     floor = max(square - model_square, 0.0) ** 0.5
     # Error of a mean over correlated frames: from 20 contiguous blocks.

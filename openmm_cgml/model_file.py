@@ -109,24 +109,25 @@ class ExportedModel(nn.Module):
             positions: (particles of the System, 3), nm, any float dtype.
             box_vectors: (3, 3), nm, or None.
         """
+        # Raised here, not in copy_energies(): in OpenMM an error from an inlined method ends the
+        # process, because the interpreter follows its call stack into a freed copy of the module.
+        if self.highest_particle >= positions.size(0):
+            raise ValueError(
+                f"the model uses particle {self.highest_particle} but the System has only "
+                f"{positions.size(0)}; give create_force() the System's own particle indices"
+            )
+        if self.highest_particle < 0 and positions.size(0) != self.copies * self.beads:
+            raise ValueError(
+                f"the System has {positions.size(0)} particles but the model has {self.copies} "
+                f"copies of {self.beads} beads; pass copies= or particles= to create_force()"
+            )
         return self.copy_energies(positions, box_vectors).sum(dtype=torch.float64)
 
     @torch.jit.export
     def copy_energies(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
         """Return the energy of each copy (copies,), kJ/mol; arguments as in `forward`."""
-        expected = self.copies * self.beads
         if self.highest_particle >= 0:
-            if self.highest_particle >= positions.size(0):
-                raise ValueError(
-                    f"the model uses particle {self.highest_particle} but the System has only "
-                    f"{positions.size(0)}; give create_force() the System's own particle indices"
-                )
             positions = positions.index_select(0, self.particles)
-        elif positions.size(0) != expected:
-            raise ValueError(
-                f"the System has {positions.size(0)} particles but the model has {self.copies} "
-                f"copies of {self.beads} beads; pass copies= or particles= to create_force()"
-            )
         positions = positions.to(self.like).view(self.copies, self.beads, 3)
         if box_vectors is not None:
             box_vectors = box_vectors.to(self.like)

@@ -65,12 +65,11 @@ class RunWriter:
         self.folder = segments_folder(self.path)
         if self.path.exists():
             raise InputError(f"{self.path} is there already; move it or choose another output")
-        if self.folder.exists():
+        if any(self.folder.glob("*.h5")):
             raise InputError(
                 f"{self.folder} holds frames of an unfinished run; read them with "
                 f"read_run({str(self.path)!r}), then move them or choose another output"
             )
-        self.folder.mkdir()
         self.topology, self.info = topology, dict(info)
         self.segment_seconds = segment_seconds
         self._count = 0
@@ -89,6 +88,7 @@ class RunWriter:
         """Close the current segment: its frames are safe from here on."""
         self._opened = time.monotonic()
         if self._times:
+            self.folder.mkdir(exist_ok=True)
             _write(
                 self.folder / f"{self._count:06d}.h5",
                 np.array(self._times),
@@ -112,7 +112,7 @@ class RunWriter:
                 self.topology,
                 self.info,
             )
-        shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder)
 
 
 def read_run(path: str | Path) -> Run:
@@ -159,13 +159,19 @@ def _read(path: Path) -> Run:
         with h5py.File(path, "r") as handle:
             if handle.attrs.get("kind") != "run":
                 raise InputError(f"{path} is not a run; make one with `cgml simulate`")
-            if int(handle.attrs["schema_version"]) > SCHEMA_VERSION:
-                raise InputError(f"{path} was written by a newer version; upgrade openmm_cgml")
+            version = handle.attrs["schema_version"]
+            if version > SCHEMA_VERSION:
+                raise InputError(
+                    f"run {path} has schema {version}, this version reads up to "
+                    f"{SCHEMA_VERSION}; upgrade openmm_cgml"
+                )
             return Run(
                 positions=np.asarray(handle["frames/positions"]),
                 time=np.asarray(handle["frames/time"]),
                 topology=CGTopology.from_json(handle["topology"].asstr()[()]),
                 info=json.loads(handle.attrs["info"]),
             )
-    except (OSError, KeyError) as error:
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError) as error:
         raise InputError(f"run {path} is damaged or cut short; make it again") from error

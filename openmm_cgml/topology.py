@@ -1,14 +1,14 @@
 """Topologies: `CGTopology` for beads, and readers of all-atom topologies."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .files import require_file
 
 
@@ -55,7 +55,7 @@ class CGTopology:
                 )
         object.__setattr__(self, "bonds", tuple(ordered))
         for bead, mass in enumerate(self.masses):
-            if not mass > 0:
+            if not 0 < mass < float("inf"):
                 raise InputError(
                     f"bead {self.label(bead)} has mass {mass}; give a positive mass in Da "
                     "(virtual sites have none: leave them out of the mapping)"
@@ -74,10 +74,22 @@ class CGTopology:
 
     @classmethod
     def from_json(cls, text: str) -> "CGTopology":
-        """Read the output of `to_json`."""
-        fields = json.loads(text)
-        fields["bonds"] = tuple((int(i), int(j)) for i, j in fields["bonds"])
-        return cls(**{k: tuple(v) for k, v in fields.items()})
+        """Read the output of `to_json`.
+
+        Raises:
+            InputError: if it is not one.
+        """
+        try:
+            fields = json.loads(text)
+            fields["bonds"] = tuple((int(i), int(j)) for i, j in fields["bonds"])
+            return cls(**{k: tuple(v) for k, v in fields.items()})
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"a stored topology is damaged ({type(error).__name__}: {error}); make its file "
+                "again"
+            ) from error
 
     def to_mdtraj(self) -> Any:
         """Return an mdtraj.Topology; beads are its atoms, with virtual-site elements.
@@ -87,18 +99,14 @@ class CGTopology:
         import mdtraj
 
         top = mdtraj.Topology()
-        chains: dict[str, Any] = {}
-        residues: dict[tuple[str, int, str], Any] = {}
-        for bead in range(len(self)):
-            chain_id = self.chain_ids[bead]
-            if chain_id not in chains:
-                chains[chain_id] = top.add_chain(chain_id)
-            key = (chain_id, self.residue_ids[bead], self.residue_names[bead])
-            if key not in residues:
-                residues[key] = top.add_residue(
-                    self.residue_names[bead], chains[chain_id], resSeq=self.residue_ids[bead]
+        for bead, (new_chain, new_residue) in enumerate(self._starts()):
+            if new_chain:
+                chain = top.add_chain(self.chain_ids[bead])
+            if new_residue:
+                residue = top.add_residue(
+                    self.residue_names[bead], chain, resSeq=self.residue_ids[bead]
                 )
-            top.add_atom(self.bead_names[bead], mdtraj.element.virtual, residues[key])
+            top.add_atom(self.bead_names[bead], mdtraj.element.virtual, residue)
         atoms = list(top.atoms)
         for i, j in self.bonds:
             top.add_bond(atoms[i], atoms[j])
@@ -109,22 +117,29 @@ class CGTopology:
         from openmm import app
 
         top = app.Topology()
-        chains: dict[str, Any] = {}
-        residues: dict[tuple[str, int, str], Any] = {}
         atoms = []
-        for bead in range(len(self)):
-            chain_id = self.chain_ids[bead]
-            if chain_id not in chains:
-                chains[chain_id] = top.addChain(chain_id)
-            key = (chain_id, self.residue_ids[bead], self.residue_names[bead])
-            if key not in residues:
-                residues[key] = top.addResidue(
-                    self.residue_names[bead], chains[chain_id], id=str(self.residue_ids[bead])
+        for bead, (new_chain, new_residue) in enumerate(self._starts()):
+            if new_chain:
+                chain = top.addChain(self.chain_ids[bead])
+            if new_residue:
+                residue = top.addResidue(
+                    self.residue_names[bead], chain, id=str(self.residue_ids[bead])
                 )
-            atoms.append(top.addAtom(self.bead_names[bead], None, residues[key]))
+            atoms.append(top.addAtom(self.bead_names[bead], None, residue))
         for i, j in self.bonds:
             top.addBond(atoms[i], atoms[j])
         return top
+
+    def _starts(self) -> Iterator[tuple[bool, bool]]:
+        """Yield of each bead whether a chain and whether a residue begins with it.
+
+        A residue that is left and entered again begins twice: other programs list atoms residue
+        by residue, so joining the parts would change the order of the beads.
+        """
+        before: Any = (None, None)
+        for key in zip(self.chain_ids, self.residue_ids, self.residue_names, strict=True):
+            yield key[0] != before[0], key != before
+            before = key
 
     @classmethod
     def from_mdtraj(
@@ -177,7 +192,9 @@ def read_topology(source: Any) -> Any:
         return source.topology
     if isinstance(source, (str, Path)):
         return _read_topology_file(require_file(source, "topology"))
-    if hasattr(source, "topology"):  # ParmEd structures and openmm.app files
+    if hasattr(source, "residues") and hasattr(source, "topology"):
+        return _from_parmed(source)
+    if hasattr(source, "topology"):  # openmm.app files and simulations
         source = source.topology
     if hasattr(source, "getNumAtoms"):
         return _from_openmm(source)
@@ -248,7 +265,7 @@ def _read_topology_file(path: Path) -> Any:
         if suffix in (".prmtop", ".parm7", ".psf", ".top"):
             import parmed
 
-            return _from_openmm(parmed.load_file(str(path)).topology)
+            return _from_parmed(parmed.load_file(str(path)))
         if suffix == ".cif":
             from openmm import app
 
@@ -260,9 +277,8 @@ def _read_topology_file(path: Path) -> Any:
     except InputError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()
         raise InputError(
-            f"cannot read topology {path}: {reason[0] if reason else type(error).__name__}"
+            f"cannot read topology {path}: {first_line(error)}"
             + (
                 "; GROMACS include files are searched in $GMXDATA/top, set it"
                 if suffix == ".top"
@@ -273,6 +289,17 @@ def _read_topology_file(path: Path) -> Any:
         f"topology {path} has an unknown format {suffix!r}; give .pdb, .cif, .prmtop, .parm7, "
         ".psf, .gro, .top or .h5"
     )
+
+
+def _from_parmed(structure: Any) -> Any:
+    """Convert a ParmEd Structure; residues are counted from 1 where the file has no numbers."""
+    top = _from_openmm(structure.topology)
+    # ParmEd counts from 0 there, the PDB files and programs that these names are compared with
+    # from 1.
+    if [r.number for r in structure.residues] == list(range(len(structure.residues))):
+        for residue in top.residues:
+            residue.resSeq += 1
+    return top
 
 
 def _from_openmm(top: Any) -> Any:
@@ -313,7 +340,7 @@ def _read_mdtraj_hdf5_topology(path: Path) -> Any:
     top = mdtraj.Topology()
     atoms = {}
     for chain in content["chains"]:
-        new_chain = top.add_chain()
+        new_chain = top.add_chain(chain.get("chain_id"))
         for residue in chain["residues"]:
             new_residue = top.add_residue(residue["name"], new_chain, resSeq=residue.get("resSeq"))
             for atom in residue["atoms"]:

@@ -1,6 +1,5 @@
 """All-atom trajectories with forces, weights and bias energies beside them, read in chunks."""
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .files import require_file
-from .topology import read_topology
-from .units import FORCE_UNITS, LENGTH_UNITS, unit_factor
+from .errors import InputError, first_line
+from .files import require_file, require_whole_trajectory
+from .topology import atom_label, read_topology
+from .units import FORCE_UNITS, LENGTH_UNITS, is_quantity, strip_array, unit_factor
 
 _MDTRAJ_FORMATS = (".dcd", ".xtc", ".trr", ".nc", ".pdb")
+_BESIDE = ("forces", "weights", "bias_energy", "box")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,25 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """One file or array of a trajectory.
+
+    Attributes:
+        name: the file, or "" for an array.
+        positions: a file that mdtraj reads, or something array-like (frames, atoms, 3).
+        beside: what else it holds, name -> array-like (frames, ...).
+    """
+
+    name: str
+    positions: Any
+    beside: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return self.name or "the position array"
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """A trajectory on disk (or in memory) with its topology; iterate `chunks`.
 
@@ -46,20 +65,23 @@ class Trajectory:
 
     Attributes:
         topology: mdtraj.Topology of all atoms.
-        sources: the position files, for provenance ("" where arrays were given).
     """
 
     topology: Any
-    sources: tuple[str, ...]
-    _positions: "tuple[Any, ...]"
-    _extra: "dict[str, Any]"
+    _sources: tuple[_Source, ...]
+    _given: dict[str, Any]
     _length_factor: float
     _force_factor: float
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The position files, for provenance ("" where arrays were given)."""
+        return tuple(source.name for source in self._sources)
+
+    @property
     def has_forces(self) -> bool:
         """Whether forces travel with the frames."""
-        return "forces" in self._extra
+        return "forces" in self._given or "forces" in self._sources[0].beside
 
     def chunks(self, size: int = 2000) -> Iterator[Frames]:
         """Yield the frames in order, at most `size` at a time.
@@ -68,53 +90,62 @@ class Trajectory:
             InputError: if a file is damaged or cut short, holds another number of atoms than the
                 topology, has non-finite values, or forces and positions differ in length.
         """
+        if size < 1:
+            raise InputError(f"chunks of {size} frames were asked for; give at least 1")
         start = 0
-        for source, name in zip(self._positions, self.sources, strict=True):
-            for positions, box in _read_positions(source, name, self.topology, size):
-                chunk = self._assemble(positions, box, start, name)
+        first: set[str] = set()
+        for source in self._sources:
+            begin = start
+            for positions, box in _read_positions(source, self.topology, size):
+                chunk = self._assemble(source, positions, box, begin, start)
+                present = {name for name in _BESIDE if getattr(chunk, name) is not None}
+                if start == 0:
+                    first = present
+                if present != first:
+                    odd = sorted(present ^ first)[0]
+                    raise InputError(
+                        f"{source.label} {'has' if odd in present else 'lacks'} {odd}, unlike "
+                        f"{self._sources[0].label}; give files that hold the same"
+                    )
                 start += len(chunk)
                 yield chunk
+            _require_length(source.beside, start - begin, source.label)
         if start == 0:
             raise InputError(f"{self._label()} holds no frames; check that the run wrote any")
-        for key, values in self._extra.items():
-            if len(values) != start:
-                raise InputError(
-                    f"{key} has {len(values)} frames but {self._label()} has {start}; "
-                    "they must belong to the same frames, one to one"
-                )
+        _require_length(self._given, start, self._label())
 
     def _label(self) -> str:
-        return ", ".join(s for s in self.sources if s) or "the position array"
+        return ", ".join(s.name for s in self._sources if s.name) or "the position array"
 
-    def _assemble(self, positions: Any, box: Any, start: int, name: str) -> Frames:
-        atoms = self.topology.n_atoms
-        where = name or "the position array"
-        if positions.ndim != 3 or positions.shape[1:] != (atoms, 3):
-            found = positions.shape[1] if positions.ndim == 3 else positions.shape
-            raise InputError(
-                f"{where} has {found} atoms a frame but the topology has {atoms}; "
-                "give the topology that the trajectory was written with"
-            )
-        stop = start + len(positions)
+    def _assemble(
+        self, source: _Source, positions: Any, box: Any, begin: int, start: int
+    ) -> Frames:
+        """Return a chunk; `begin` and `start` are the first frames of its file and of itself."""
+        where, frames = source.label, len(positions)
+        _require_shape(positions, "positions", where, self.topology)
         positions = np.asarray(positions, dtype=np.float64) * self._length_factor
         _require_finite(positions, f"positions of {where}", start, self.topology)
         if start == 0:
             _check_length_unit(positions[0], self.topology, where)
-        extra: dict[str, np.ndarray] = {}
-        for key, values in self._extra.items():
-            if len(values) < stop:
-                raise InputError(
-                    f"{key} has {len(values)} frames but {self._label()} has more "
-                    f"({stop} or above); they must belong to the same frames, one to one"
-                )
-            part = np.asarray(values[start:stop], dtype=np.float64)
-            if key == "forces":
-                part = part * self._force_factor
-            _require_finite(part, key, start, self.topology)
-            extra[key] = part
-        if box is not None and "box" not in extra:
-            extra["box"] = np.asarray(box, dtype=np.float64) * self._length_factor
-        return Frames(positions=positions, **extra)
+        factors = {"forces": self._force_factor, "box": self._length_factor}
+        beside: dict[str, np.ndarray] = {}
+        if box is not None:
+            beside["box"] = np.asarray(box, dtype=np.float64) * self._length_factor
+        for arrays, offset, owner in (
+            (source.beside, begin, f" of {where}"),
+            (self._given, 0, ""),
+        ):
+            for name, values in arrays.items():
+                part = np.asarray(values[start - offset : start - offset + frames], np.float64)
+                if len(part) < frames:
+                    raise InputError(
+                        f"{name}{owner} has {len(values)} frames but the positions have more "
+                        f"({start - offset + frames} or above); they must belong to the same "
+                        "frames, one to one"
+                    )
+                _require_finite(part, name + owner, start, self.topology)
+                beside[name] = part * factors.get(name, 1.0)
+        return Frames(positions=positions, **beside)
 
 
 def read_trajectory(
@@ -132,88 +163,113 @@ def read_trajectory(
     Args:
         trajectory: a file or a list of files (.dcd, .xtc, .trr, .nc, .pdb, MDTraj .h5, .npz with
             a ``positions`` array, .npy), an mdtraj.Trajectory, or an array (frames, atoms, 3).
+            An .npz or .h5 file may hold ``forces``, ``weights``, ``bias_energy`` and ``box`` too.
         top: topology, anything that `read_topology` takes; may be left out where `trajectory`
             carries one (mdtraj.Trajectory, .pdb, .h5).
-        forces: unbiased forces, same frames: .npy, .npz (array ``forces``) or an array. An .npz
-            or .h5 trajectory that holds ``forces`` provides them itself.
+        forces: unbiased forces, same frames: .npy, .npz (array ``forces``) or an array; they
+            replace those of the trajectory's own files.
         weights: (frames,) statistical weights, likewise.
         bias_energy: (frames,) bias energy in kJ/mol, likewise.
-        length_unit: unit of positions in .npz, .npy and arrays: nm or angstrom. Files whose
-            format fixes the unit (.dcd, .xtc, ...) are converted on their own.
+        length_unit: unit of positions (and boxes) in .npz, .npy and arrays: nm or angstrom. Files
+            whose format fixes the unit (.dcd, .xtc, ...) are converted on their own.
         force_unit: unit of the forces: kJ/mol/nm, kcal/mol/angstrom, ...
 
     Raises:
-        InputError: if a file is missing or unreadable, or a unit is unknown.
+        InputError: if a file is missing or unreadable, a unit is unknown, or weights are negative
+            or all zero.
     """
     import mdtraj
 
     length_factor = unit_factor(LENGTH_UNITS, length_unit, "length")
     force_factor = unit_factor(FORCE_UNITS, force_unit, "force")
-    sources = trajectory if isinstance(trajectory, (list, tuple)) else [trajectory]
-    positions: list[Any] = []
-    names: list[str] = []
-    extra: dict[str, Any] = {}
-    for source in sources:
-        if isinstance(source, mdtraj.Trajectory):
-            top = source.topology if top is None else top
-            names.append("")
-            positions.append(source.xyz)
-            if source.unitcell_vectors is not None:
-                extra["box"] = source.unitcell_vectors
-        elif isinstance(source, (str, Path)):
-            path = require_file(source, "trajectory")
-            names.append(str(path))
-            arrays = _open_arrays(path)
-            if arrays is None:
-                positions.append(path)
-            else:
-                positions.append(arrays.pop("positions"))
-                if len(sources) == 1:
-                    extra.update(arrays)
+    given = {
+        name: _read_array(values, name)
+        for name, values in (
+            ("forces", forces),
+            ("weights", weights),
+            ("bias_energy", bias_energy),
+        )
+        if values is not None
+    }
+    sources = []
+    for one in trajectory if isinstance(trajectory, (list, tuple)) else [trajectory]:
+        fixes_unit = is_quantity(one)
+        if isinstance(one, mdtraj.Trajectory):
+            top = one.topology if top is None else top
+            box = {} if one.unitcell_vectors is None else {"box": one.unitcell_vectors}
+            source, fixes_unit = _Source("", one.xyz, box), True
+        elif isinstance(one, (str, Path)):
+            path = require_file(one, "trajectory")
             if top is None and path.suffix.lower() in (".pdb", ".h5", ".hdf5"):
                 top = path
+            source = _open_file(path)
+            fixes_unit = path.suffix.lower() not in (".npz", ".npy")
         else:
-            names.append("")
-            positions.append(np.asarray(source))
-        if length_factor != 1.0 and not isinstance(positions[-1], np.ndarray):
+            source = _Source("", strip_array(one, "nanometer", what="the position array"), {})
+        if fixes_unit and length_unit != "nm":
             raise InputError(
-                f"{names[-1]} has a format that fixes its length unit; leave length_unit out"
+                f"{source.name or 'the trajectory'} fixes its length unit; leave length_unit out"
             )
+        beside = {name: v for name, v in source.beside.items() if name not in given}
+        sources.append(_Source(source.name, source.positions, beside))
+    if not sources:
+        raise InputError("the list of trajectory files is empty; give at least one")
+    if is_quantity(forces) and force_unit != "kJ/mol/nm":
+        raise InputError("forces carry their own unit; leave force_unit out")
     if top is None:
-        raise InputError(f"{names[0] or 'the trajectory'} carries no topology; give one with top=")
-    for key, given in (("forces", forces), ("weights", weights), ("bias_energy", bias_energy)):
-        if given is not None:
-            extra[key] = _read_array(given, key)
-    return Trajectory(
-        read_topology(top), tuple(names), tuple(positions), extra, length_factor, force_factor
-    )
+        raise InputError(
+            f"{sources[0].name or 'the trajectory'} carries no topology; give one with top="
+        )
+    topology = read_topology(top)
+    for source in [*sources, _Source("", None, given)]:
+        arrays = {"positions": source.positions, **source.beside}
+        for name, values in arrays.items():
+            if values is not None and not isinstance(values, Path):
+                _require_shape(values, name, source.name, topology)
+    whole = [given] if "weights" in given else [source.beside for source in sources]
+    _check_weights([arrays["weights"] for arrays in whole if "weights" in arrays])
+    return Trajectory(topology, tuple(sources), given, length_factor, force_factor)
 
 
-def _open_arrays(path: Path) -> dict[str, Any] | None:
-    """Return the arrays of an array-like trajectory file, or None for mdtraj's formats."""
+@dataclass(frozen=True)
+class _Stored:
+    """An array in an HDF5 file, read a slice at a time."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    factor: float = 1.0
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, frames: slice) -> np.ndarray:
+        import h5py
+
+        with h5py.File(self.path, "r") as handle:
+            return np.asarray(handle[self.name][frames]) * self.factor
+
+
+def _open_file(path: Path) -> _Source:
     suffix = path.suffix.lower()
     if suffix in _MDTRAJ_FORMATS:
-        return None
-    known = ("positions", "forces", "weights", "bias_energy", "box")
+        return _Source(str(path), path, {})
     try:
         if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as handle:
-                found = {key: handle[key] for key in known if key in handle.files}
-                if "positions" not in found:
-                    raise InputError(
-                        f"{path} has no array 'positions' (it has {', '.join(handle.files)}); "
-                        "rename the array"
-                    )
-            return found
+            return _open_npz(path)
         if suffix == ".npy":
-            return {"positions": np.load(path, mmap_mode="r", allow_pickle=False)}
+            return _Source(str(path), np.load(path, mmap_mode="r", allow_pickle=False), {})
         if suffix in (".h5", ".hdf5"):
-            return _read_mdtraj_hdf5(path)
+            return _open_mdtraj_hdf5(path)
     except InputError:
         raise
     except Exception as error:
         raise InputError(
-            f"cannot read {path}: {error}; it is damaged or cut short, make it again"
+            f"cannot read {path}: {first_line(error)}; it is damaged or cut short, make it again"
         ) from error
     raise InputError(
         f"trajectory {path} has an unknown format {suffix!r}; give "
@@ -221,73 +277,95 @@ def _open_arrays(path: Path) -> dict[str, Any] | None:
     )
 
 
-def _read_mdtraj_hdf5(path: Path) -> dict[str, Any]:
+def _open_npz(path: Path) -> _Source:
+    with np.load(path, allow_pickle=False) as handle:
+        if "positions" not in handle.files:
+            raise InputError(
+                f"{path} has no array 'positions' (it has {', '.join(handle.files)}); "
+                "rename the array"
+            )
+        beside = {name: handle[name] for name in _BESIDE if name in handle.files}
+        return _Source(str(path), handle["positions"], beside)
+
+
+def _open_mdtraj_hdf5(path: Path) -> _Source:
     import h5py
     import mdtraj.utils
 
     with h5py.File(path, "r") as handle:
         if "coordinates" not in handle:
-            raise InputError(f"{path} is not an MDTraj HDF5 trajectory (no 'coordinates')")
-        found = {"positions": np.asarray(handle["coordinates"])}
-        if "cell_lengths" in handle:
-            vectors = mdtraj.utils.lengths_and_angles_to_box_vectors(
-                *np.asarray(handle["cell_lengths"]).T, *np.asarray(handle["cell_angles"]).T
+            raise InputError(
+                f"{path} is not an MDTraj HDF5 trajectory (no 'coordinates'); "
+                "give an all-atom trajectory"
             )
-            found["box"] = np.stack(vectors, axis=1)
-        if "forces" in handle:
-            found["forces"] = np.asarray(handle["forces"])
-    return found
+        stored = handle["coordinates"]
+        unit = stored.attrs.get("units", "nanometers")
+        unit = (unit.decode() if isinstance(unit, bytes) else str(unit)).removesuffix("s")
+        factor = unit_factor(LENGTH_UNITS, unit, f"{path}: length")
+        positions = _Stored(path, "coordinates", stored.shape, factor)
+        beside: dict[str, Any] = {}
+        if "cell_lengths" in handle:
+            lengths = np.asarray(handle["cell_lengths"]) * factor
+            vectors = mdtraj.utils.lengths_and_angles_to_box_vectors(
+                *lengths.T, *np.asarray(handle["cell_angles"]).T
+            )
+            beside["box"] = np.stack(vectors, axis=1)
+        for name in ("forces", "weights", "bias_energy"):
+            if name in handle:
+                beside[name] = _Stored(path, name, handle[name].shape)
+    return _Source(str(path), positions, beside)
 
 
-def _read_array(source: Any, key: str) -> np.ndarray:
+def _read_array(source: Any, name: str) -> np.ndarray:
     if not isinstance(source, (str, Path)):
-        return np.asarray(source)
-    path = require_file(source, key)
+        units = {"forces": "kilojoule/mole/nanometer", "bias_energy": "kilojoule/mole"}
+        return strip_array(source, units.get(name, "dimensionless"), what=name)
+    path = require_file(source, name)
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
-            if key not in loaded.files:
+            if name not in loaded.files:
                 raise InputError(
-                    f"{path} has no array {key!r} (it has {', '.join(loaded.files)}); rename it"
+                    f"{path} has no array {name!r} (it has {', '.join(loaded.files)}); rename it"
                 )
-            return loaded[key]
+            return loaded[name]
     except InputError:
         raise
     except Exception as error:
         raise InputError(
-            f"cannot read {key} from {path}: {error}; give a .npy or .npz file"
+            f"cannot read {name} from {path}: {first_line(error)}; give a whole .npy or .npz file"
         ) from error
 
 
 def _read_positions(
-    source: Any, name: str, top: Any, size: int
+    source: _Source, top: Any, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     import mdtraj
 
-    if isinstance(source, np.ndarray):
-        for start in range(0, len(source), size):
-            yield source[start : start + size], None
+    if not isinstance(source.positions, Path):
+        for start in range(0, len(source.positions), size):
+            yield source.positions[start : start + size], None
         return
-    if source.suffix.lower() == ".dcd":
-        _require_whole_dcd(source)
-    with_top = {} if source.suffix.lower() == ".pdb" else {"top": top}
-    chunks = iter(mdtraj.iterload(str(source), chunk=size, **with_top))
+    path = source.positions
+    require_whole_trajectory(path)
+    with_top = {} if path.suffix.lower() == ".pdb" else {"top": top}
+    chunks = iter(mdtraj.iterload(str(path), chunk=size, **with_top))
     while True:
         try:
             chunk = next(chunks)
         except StopIteration:
             return
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             if "atoms" in reason or "shape" in reason:
                 raise InputError(
-                    f"{name} does not fit the topology of {top.n_atoms} atoms ({reason}); "
+                    f"{path} does not fit the topology of {top.n_atoms} atoms ({reason}); "
                     "give the topology that it was written with"
                 ) from error
             raise InputError(
-                f"{name} is damaged or cut short ({reason}); "
+                f"{path} is damaged or cut short ({reason}); "
                 "make it again, or cut it to whole frames"
             ) from error
         if chunk.n_frames == 0:
@@ -295,41 +373,53 @@ def _read_positions(
         yield chunk.xyz, chunk.unitcell_vectors
 
 
-def _require_whole_dcd(path: Path) -> None:
-    """Refuse a DCD that holds fewer frames than its header says or ends inside a frame.
-
-    DCD readers (VMD's plugin, in mdtraj too) silently stop at the last whole frame.
-    """
-    size = path.stat().st_size
-    with open(path, "rb") as handle:
-        head = handle.read(92)
-        order = "<" if head[:4] == struct.pack("<i", 84) else ">"
-        if len(head) < 92 or struct.unpack(order + "i", head[:4])[0] != 84:
-            raise InputError(f"{path} is not a DCD file, or cut short; make it again")
-        promised, has_cell = (
-            struct.unpack(order + "i", head[8:12])[0],
-            struct.unpack(order + "i", head[48:52])[0],
-        )
-        title = struct.unpack(order + "i", handle.read(4))[0]
-        handle.seek(title + 4 + 4, 1)
-        atoms = struct.unpack(order + "i", handle.read(4))[0]
-        handle.seek(4, 1)
-        header = handle.tell()
-    frame = 3 * (4 * atoms + 8) + (56 if has_cell else 0)
-    held, rest = divmod(size - header, frame)
-    if rest or held < promised:
+def _require_shape(values: Any, name: str, where: str, top: Any) -> None:
+    atoms = top.n_atoms
+    frame = {"positions": (atoms, 3), "forces": (atoms, 3), "box": (3, 3)}.get(name, ())
+    shape = tuple(values.shape)
+    if shape and shape[1:] == frame:
+        return
+    what = f"{name} of {where}" if where else name
+    if len(shape) == 3 and frame == (atoms, 3) and shape[2] == 3:
         raise InputError(
-            f"{path} is cut short: its header says {promised} frames, it holds {held}"
-            + (" and a part of one" if rest else "")
-            + "; make it again, or cut it to whole frames"
+            f"{what} have {shape[1]} atoms a frame but the topology has {atoms}; "
+            "give the topology that they were written with"
         )
+    wanted = ", ".join(["frames", *map(str, frame)])
+    raise InputError(f"{what} have shape {shape}; give ({wanted})")
+
+
+def _require_length(arrays: dict[str, Any], frames: int, label: str) -> None:
+    for name, values in arrays.items():
+        if len(values) != frames:
+            raise InputError(
+                f"{name} has {len(values)} frames but {label} has {frames}; "
+                "they must belong to the same frames, one to one"
+            )
+
+
+def _check_weights(parts: list[Any]) -> None:
+    """Refuse weights that no frame could be drawn by, before anything long begins."""
+    total, start = 0.0, 0
+    for part in parts:
+        weights = np.asarray(part[:], dtype=np.float64)
+        if (weights < 0).any():
+            frame = int(np.argmax(weights < 0))
+            raise InputError(
+                f"weights: frame {start + frame} has {weights.flat[frame]:.3g}; weights are "
+                "probabilities up to a factor, none may be negative"
+            )
+        total, start = total + float(weights.sum()), start + len(weights)
+    if parts and total == 0:
+        raise InputError("weights are all zero; give the weights of these frames, or none")
 
 
 def _require_finite(values: np.ndarray, what: str, start: int, top: Any) -> None:
     if np.isfinite(values).all():
         return
     index = np.argwhere(~np.isfinite(values))[0]
-    atom = f", atom {top.atom(int(index[1]))}" if len(index) > 1 else ""
+    per_atom = values.shape[1:] == (top.n_atoms, 3)
+    atom = f", atom {atom_label(top, index[1])}" if per_atom else ""
     raise InputError(
         f"{what}: not finite in frame {start + int(index[0])}{atom}; "
         "remove the frame, or repeat the run from before it"

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from .errors import InputError
 
 #: Molar gas constant, kJ/mol/K (CODATA 2018; the value OpenMM uses).
@@ -46,21 +48,63 @@ def strip(value: Any, unit: str, *, what: str, positive: bool = False) -> float:
         InputError: if the quantity has another dimension, or the value is not finite.
     """
     try:
-        if hasattr(value, "value_in_unit"):
-            import openmm.unit
-
-            name, inverse = unit.removeprefix("per_"), unit.startswith("per_")
-            target = getattr(openmm.unit, name)
-            number = float(value.value_in_unit(target**-1 if inverse else target))
-        elif hasattr(value, "magnitude") and hasattr(value, "to"):
-            number = float(value.to(unit.replace("per_", "1/")).magnitude)
-        else:
-            number = float(value)
+        number = float(_magnitude(value, unit))
     except Exception as error:  # pint and openmm raise their own dimension errors
         raise InputError(
-            f"{what} is {value!r}; give a number in {unit} or a quantity that converts to it"
+            f"{what} is {_brief(value)}; give a number in {unit} or a quantity that converts to it"
         ) from error
-    if number != number or number in (float("inf"), float("-inf")) or (positive and number <= 0):
+    if not np.isfinite(number) or (positive and number <= 0):
         kind = "a positive" if positive else "a finite"
-        raise InputError(f"{what} is {value!r}; give {kind} number in {unit}")
+        raise InputError(f"{what} is {_brief(value)}; give {kind} number in {unit}")
     return number
+
+
+def strip_array(value: Any, unit: str, *, what: str) -> np.ndarray:
+    """Turn an array, nested list or quantity of one into an array in `unit`; see `strip`.
+
+    Args:
+        value: plain numbers, already in `unit`, or a quantity of that dimension.
+        unit: e.g. ``"nanometer"`` or ``"kilojoule/mole/nanometer"``.
+        what: what the values are, for the error message.
+
+    Raises:
+        InputError: if the quantity has another dimension, or the values are no numbers.
+    """
+    try:
+        array = np.asarray(_magnitude(value, unit))
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"values are {array.dtype}, not numbers")
+    except Exception as error:
+        raise InputError(
+            f"{what} is {_brief(value)}; give numbers in {unit} or a quantity that converts to it"
+        ) from error
+    return array
+
+
+def is_quantity(value: Any) -> bool:
+    """Whether a value carries its own unit."""
+    return hasattr(value, "value_in_unit") or (
+        hasattr(value, "magnitude") and hasattr(value, "to")
+    )
+
+
+def _magnitude(value: Any, unit: str) -> Any:
+    if not is_quantity(value):
+        return value
+    if unit.startswith("per_"):
+        unit = "1/" + unit.removeprefix("per_")
+    if not hasattr(value, "value_in_unit"):
+        return value.to(unit).magnitude
+    import openmm.unit
+
+    first, *divisors = unit.split("/")
+    target = openmm.unit.dimensionless if first == "1" else getattr(openmm.unit, first)
+    for divisor in divisors:
+        target = target / getattr(openmm.unit, divisor)
+    return value.value_in_unit(target)
+
+
+def _brief(value: Any) -> str:
+    """Return a value for a message: one line, not the whole of a large array."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:60]}... (a {type(value).__name__})"

@@ -1,6 +1,6 @@
 """`Mapping`: a linear map of atom positions to beads, and the makers of its two common kinds."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +34,7 @@ class Mapping:
     def __post_init__(self) -> None:
         matrix = scipy.sparse.csr_array(self.matrix, dtype=np.float64)
         matrix.eliminate_zeros()
+        matrix.sort_indices()  # so that equal beads are equal bytes
         object.__setattr__(self, "matrix", matrix)
         if matrix.shape != (len(self.topology), len(self.atom_labels)):
             raise InputError(
@@ -47,7 +48,7 @@ class Mapping:
             label = self.topology.label(bead)
             if counts[bead] == 0:
                 raise InputError(f"mapping leaves bead {label} without atoms; give it some")
-            if abs(sums[bead] - 1) > 1e-9:
+            if not abs(sums[bead] - 1) <= 1e-9:
                 raise InputError(
                     f"weights of bead {label} sum to {sums[bead]:.6g}, not 1; normalise them"
                 )
@@ -99,20 +100,28 @@ def apply_matrix(matrix: Any, values: np.ndarray) -> np.ndarray:
 
 
 def slice_mapping(
-    top: Any, atoms: Sequence[int], *, name: str = "custom", types: Sequence[str] | None = None
+    top: Any,
+    atoms: Sequence[int],
+    *,
+    names: Sequence[str] | None = None,
+    types: Sequence[str] | None = None,
+    name: str = "custom",
 ) -> Mapping:
     """Return the map that keeps the given atoms, one a bead.
 
     Args:
         top: mdtraj.Topology.
         atoms: indices of the kept atoms, in the order of the beads.
+        names: bead names; the atom names if None.
+        types: bead types; the names if None.
         name: name of the mapping.
-        types: bead types; the atom names if None.
 
     Raises:
-        InputError: if no atom is given, or one twice.
+        InputError: if no atom is given, one twice, or one that does not exist.
     """
-    return group_mapping(top, [[a] for a in atoms], [[1.0] for _ in atoms], name=name, types=types)
+    return group_mapping(
+        top, [[a] for a in atoms], [[1.0] for _ in atoms], name=name, names=names, types=types
+    )
 
 
 def com_mapping(
@@ -133,16 +142,17 @@ def com_mapping(
         name: name of the mapping.
 
     Raises:
-        InputError: if a group is empty or massless.
+        InputError: if a group is empty or massless, or names an atom that does not exist.
     """
+    _check_groups(top, groups, names, name)
     masses = atom_masses(top)
     weights = []
     for bead, group in enumerate(groups):
         total = float(sum(masses[a] for a in group))
         if not total > 0:
             raise InputError(
-                f"bead {bead} of mapping {name!r} has no atoms with mass; "
-                "choose atoms other than virtual sites"
+                f"bead {names[bead] if names else bead} of mapping {name!r} has no atoms with "
+                "mass; choose atoms other than virtual sites"
             )
         weights.append([float(masses[a]) / total for a in group])
     return group_mapping(top, groups, weights, name=name, names=names, types=types)
@@ -175,24 +185,14 @@ def group_mapping(
     Raises:
         InputError: as `Mapping`.
     """
-    if not groups:
-        raise InputError(f"mapping {name!r} has no beads; the selection matched no atoms")
+    _check_groups(top, groups, names, name)
+    if [len(group) for group in weights] != [len(group) for group in groups]:
+        raise InputError(f"mapping {name!r} needs one weight an atom; give as many")
     rows = [bead for bead, group in enumerate(groups) for _ in group]
     columns = [int(a) for group in groups for a in group]
     values = [float(w) for group in weights for w in group]
-    for bead, group in enumerate(groups):
-        if len(set(group)) != len(group):
-            twice = next(a for a in group if list(group).count(a) > 1)
-            raise InputError(
-                f"bead {bead} of mapping {name!r} has atom {atom_label(top, twice)} twice; "
-                "list it once"
-            )
     matrix = scipy.sparse.csr_array((values, (rows, columns)), shape=(len(groups), top.n_atoms))
     masses = atom_masses(top)
-    for bead, group in enumerate(groups):
-        if not len(group):
-            label = names[bead] if names is not None else str(bead)
-            raise InputError(f"mapping {name!r} leaves bead {label} without atoms; give it some")
     first = [top.atom(int(group[0])) for group in groups]
     bead_names = tuple(names) if names is not None else tuple(a.name for a in first)
     beads = CGTopology(
@@ -209,6 +209,33 @@ def group_mapping(
     labels = tuple(atom_label(top, a) for a in range(top.n_atoms))
     bonds = _contracted_bonds(top, [set(map(int, group)) for group in groups])
     return Mapping(name, matrix, replace(beads, bonds=bonds), labels)
+
+
+def _check_groups(
+    top: Any, groups: Sequence[Sequence[int]], names: Sequence[str] | None, name: str
+) -> None:
+    if not groups:
+        raise InputError(f"mapping {name!r} has no beads; the selection matched no atoms")
+    if names is not None and len(names) != len(groups):
+        raise InputError(
+            f"mapping {name!r} has {len(groups)} beads but {len(names)} names; give one a bead"
+        )
+    for bead, group in enumerate(groups):
+        label = f"bead {names[bead] if names is not None else bead}"
+        if not len(group):
+            raise InputError(f"mapping {name!r} leaves {label} without atoms; give it some")
+        wrong = [a for a in group if a != int(a) or not 0 <= a < top.n_atoms]
+        if wrong:
+            raise InputError(
+                f"{label} of mapping {name!r} names atom {wrong[0]} but atoms are 0 to "
+                f"{top.n_atoms - 1}; count from 0"
+            )
+        twice = [a for a, count in Counter(group).items() if count > 1]
+        if twice:
+            raise InputError(
+                f"{label} of mapping {name!r} has atom {atom_label(top, twice[0])} twice; "
+                "list it once"
+            )
 
 
 def bonded_neighbours(top: Any) -> list[list[int]]:

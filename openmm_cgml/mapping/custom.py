@@ -1,10 +1,11 @@
 """Maps from a user's own selection strings (mdtraj's selection language)."""
 
+import re
 from collections.abc import Mapping as MappingType
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .core import Mapping, com_mapping, slice_mapping
 
 
@@ -45,19 +46,26 @@ def selection_mapping(
                 f"selection {text!r} matches {len(group)} atoms; a slice map needs one a bead, "
                 "narrow it or use kind='com'"
             )
-    return slice_mapping(top, [g[0] for g in groups], types=names)
+    return slice_mapping(top, [g[0] for g in groups], names=names)
 
 
 def _select(top: Any, text: str) -> list[int]:
     try:
         atoms = [int(a) for a in top.select(text)]
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
+        # The parser lists every keyword that it expected; where it stopped says more.
+        if stop := re.search(r"found (.+?)\s+\(at char (\d+)\)", reason):
+            reason = f"{stop[1]} is unexpected at character {int(stop[2]) + 1}"
+        elif len(reason) > 200:
+            reason = "no keyword that it knows"
         raise InputError(
             f"selection {text!r} is not understood ({reason}); "
             'use mdtraj\'s selection language, e.g. "name CA and resSeq 2"'
         ) from error
     if not atoms:
         names = ", ".join(sorted({a.name for a in top.atoms})[:12])
-        raise InputError(f"selection {text!r} matches no atoms; atom names here: {names}, ...")
+        raise InputError(
+            f"selection {text!r} matches no atoms; correct it (atom names here: {names}, ...)"
+        )
     return atoms

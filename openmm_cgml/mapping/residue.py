@@ -116,6 +116,7 @@ def _require_bonded(top: Any, amino_acids: set[int]) -> None:
         names = {a.name for a in residue.atoms}
         if residue.index not in amino_acids and {"N", "CA", "C", "O"} <= names:
             raise InputError(
-                f"residue {residue} has backbone atoms but not their bonds; "
-                "give a .prmtop or .psf, or add CONECT records to the .pdb"
+                f"residue {residue} has backbone atoms but not their bonds (to each other, to the "
+                "next residue, or to OXT at the end); give a .prmtop or .psf, or add CONECT "
+                "records to the .pdb"
             )

@@ -48,6 +48,8 @@ class SumPMF(PMF):
         modules: list[nn.Module] = []
         for term in terms:
             module = build(term) if isinstance(term, dict) else term
+            if not isinstance(module, PMF):
+                raise InputError(f"{type(module).__name__} is not a PMF; make it a subclass")
             # A sum within a sum is flattened: one loop, and fit() finds the trainable terms.
             modules.extend(_terms(module))
         self.terms = nn.ModuleList(modules)
@@ -61,10 +63,10 @@ class SumPMF(PMF):
 
     def arguments(self) -> dict[str, Any]:
         """Return the terms' architectures."""
-        return {"terms": [term.architecture() for term in self.terms]}
+        return {"terms": [t.architecture() for t in self.terms if isinstance(t, PMF)]}
 
 
-def _terms(module: Any) -> list[nn.Module]:
+def _terms(module: PMF) -> list[nn.Module]:
     return list(module.terms) if isinstance(module, SumPMF) else [module]
 
 

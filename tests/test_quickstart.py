@@ -1,0 +1,55 @@
+"""The quickstart in its small version: the same road, not converged."""
+
+import json
+
+import pytest
+
+from openmm_cgml.quickstart import FULL, Effort, quickstart
+
+KEYS = {
+    "backend", "platform", "frames", "train_seconds", "force_rmse", "force_noise_floor", "copies",
+    "replica_steps_per_second", "js_phi_psi", "js_phi_psi_excess", "js_phi_psi_reference_error",
+    "delta_f_kj_mol", "versions",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A medium effort: enough for the right basins."""
+    folder = tmp_path_factory.mktemp("demo")
+    effort = Effort(epochs=24, copies=256, ps=5.0, discard_ps=1.0)
+    quickstart(folder, effort=effort)
+    return folder
+
+
+def test_summary_and_files(folder) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.keys() >= KEYS
+    assert summary["backend"] == "TorchForce"
+    assert summary["frames"] == 20_000 and summary["copies"] == 256
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"dataset.h5", "model.pt", "run.h5", "report.html", "summary.json"}
+    page = (folder / "report.html").read_text()
+    assert "Starts were drawn by frame weight" in page
+
+
+def test_even_a_small_run_is_near_the_reference(folder) -> None:
+    """Far looser than the full run's target of 0.02, far tighter than a wrong sign or unit."""
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["js_phi_psi_excess"] < 0.06
+    assert summary["coverage"] > 0.9
+    difference = summary["delta_f_kj_mol"]
+    assert abs(difference["value"]) < 4 * difference["error"]
+    assert 300 < summary["force_noise_floor"] <= summary["force_rmse"] < 345
+
+
+def test_the_full_effort_uses_all_frames_and_over_a_hundred_copies() -> None:
+    assert FULL.stride == 1 and FULL.copies >= 100
+
+
+@pytest.mark.slow
+def test_the_full_quickstart_meets_its_target(tmp_path) -> None:
+    summary = quickstart(tmp_path / "demo")
+    assert summary["frames"] == 20_000
+    assert summary["js_phi_psi_excess"] <= 0.02
+    assert summary["seconds"] < 360

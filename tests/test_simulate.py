@@ -1,0 +1,189 @@
+"""Langevin dynamics: exact statistics, files that survive, copies that are independent."""
+
+import torch  # before openmm
+import h5py
+import numpy as np
+import openmm
+import pytest
+from openmm import unit
+
+import openmm_cgml as cgml
+from openmm_cgml.reporters import RunWriter, segments_folder
+from openmm_cgml.simulate import SimulationError, find_platform
+from openmm_cgml.units import thermal_energy
+
+SPRING = 800.0  # kJ/mol/nm^2
+
+
+class Springs(cgml.PMF):
+    """Springs of zero length along the chain: every bond vector is Gaussian."""
+
+    def forward(
+        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Energies."""
+        bonds = positions[:, 1:] - positions[:, :-1]
+        return 400.0 * bonds.square().sum(dim=(1, 2))
+
+    def arguments(self) -> dict:
+        return {}
+
+
+@pytest.fixture(scope="module")
+def springs(dataset, tmp_path_factory) -> "cgml.system.Model":
+    path = tmp_path_factory.mktemp("springs") / "springs.pt"
+    cgml.save_model(path, Springs(), dataset)
+    return cgml.load_model(path)
+
+
+def start(copies: int, seed: int = 0) -> np.ndarray:
+    """Exact samples of the springs' ensemble."""
+    rng = np.random.default_rng(seed)
+    bonds = np.sqrt(thermal_energy(300) / SPRING) * rng.standard_normal((copies, 4, 3))
+    return np.concatenate([np.zeros((copies, 1, 3)), np.cumsum(bonds, axis=1)], axis=1)
+
+
+def test_harmonic_ensemble_is_exact(springs, tmp_path) -> None:
+    """Variance of every bond vector is kT/k; LFMiddle is exact for harmonic positions."""
+    copies = 300
+    # Started far too narrow: only dynamics can bring the right variance about.
+    simulation = cgml.Langevin(springs, 0.1 * start(copies), copies, timestep=0.004, seed=2)
+    run = simulation.run(tmp_path / "run.h5", ns=0.04, interval=1.0)
+    bonds = np.diff(run.positions[15:].astype(np.float64), axis=2)
+    per_copy = (bonds**2).mean(axis=(0, 3))  # copies are independent: their spread is the error
+    expected = thermal_energy(300) / SPRING
+    z = (per_copy.mean(0) - expected) / (per_copy.std(0, ddof=1) / np.sqrt(copies))
+    assert np.abs(z).max() < 4, z  # 4 comparisons
+    # Different bonds are uncorrelated: springs of one copy only.
+    cross = (bonds[:, :, 0] * bonds[:, :, 2]).mean(axis=(0, 2))
+    assert abs(cross.mean() / (cross.std(ddof=1) / np.sqrt(copies))) < 4
+    neighbours = (bonds[:, :-1] * bonds[:, 1:]).mean(axis=(0, 2, 3))
+    assert abs(neighbours.mean() / (neighbours.std(ddof=1) / np.sqrt(copies - 1))) < 4
+
+
+def test_temperature_is_that_asked_for(springs, tmp_path, caplog) -> None:
+    """Kinetic energy of all degrees of freedom: no centre-of-mass motion is removed."""
+    simulation = cgml.Langevin(springs, start(200), 200, temperature=450 * unit.kelvin, seed=1)
+    assert "not the physical one" in caplog.text
+    kinetic = []
+    for _ in range(60):
+        simulation.integrator.step(200)
+        velocities = simulation.context.getState(getVelocities=True).getVelocities(asNumpy=True)
+        masses = np.tile(springs.topology.masses, 200)[:, None]
+        kinetic.append(0.5 * (masses * velocities._value**2).reshape(200, -1).sum(1))
+    per_copy = np.mean(kinetic[10:], axis=0)
+    expected = 15 / 2 * thermal_energy(450)
+    z = (per_copy.mean() - expected) / (per_copy.std(ddof=1) / np.sqrt(200))
+    assert abs(z) < 4
+
+
+def test_same_seed_same_trajectory(springs, tmp_path) -> None:
+    first, same, other = (
+        cgml.Langevin(springs, start(5), 5, seed=s).run(tmp_path / f"{k}.h5", steps=500).positions
+        for k, s in enumerate((1, 1, 2))
+    )
+    assert np.array_equal(first, same)
+    assert not np.allclose(first, other)
+
+
+def test_run_file_holds_what_was_asked_for(model, dataset, tmp_path) -> None:
+    simulation = cgml.Langevin(
+        model, dataset, 6, timestep=2 * unit.femtoseconds, friction=1 / unit.picosecond
+    )
+    run = simulation.run(tmp_path / "run.h5", ns=0.002, interval=0.25)
+    assert run.positions.shape == (8, 6, 5, 3)
+    assert np.allclose(run.time, 0.25 * np.arange(1, 9))
+    assert run.topology == dataset.topology
+    assert run.info["backend"] in ("TorchForce", "PythonForce")
+    assert run.info["copies"] == 6 and run.info["temperature_K"] == 300
+    assert run.info["replica_steps_per_second"] > 0
+    again = cgml.read_run(tmp_path / "run.h5")
+    assert np.array_equal(again.positions, run.positions) and again.info == run.info
+    assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
+    with h5py.File(tmp_path / "run.h5") as handle:
+        assert handle["frames/positions"].attrs["unit"] == "nm"
+
+
+def test_starts_are_drawn_by_weight(model, dataset) -> None:
+    drawn = cgml.Langevin(model, dataset, 50, seed=4).positions
+    allowed = dataset.positions[dataset.weights > 0].astype(np.float64)
+    for copy in drawn:
+        assert np.abs(allowed - copy).max(axis=(1, 2)).min() < 1e-6
+
+
+def test_segments_are_readable_while_the_run_goes_on(dataset, tmp_path) -> None:
+    writer = RunWriter(tmp_path / "run.h5", dataset.topology, {"copies": 2}, segment_seconds=-1)
+    frames = dataset.positions[:6].reshape(3, 2, 5, 3)
+    for k, frame in enumerate(frames):
+        writer.add(0.5 * k, frame)
+        mid = cgml.read_run(tmp_path / "run.h5")
+        assert len(mid) == k + 1 and np.array_equal(mid.positions, frames[: k + 1])
+    assert len(list(segments_folder(tmp_path / "run.h5").iterdir())) == 3
+    writer.finish(done=True)
+    run = cgml.read_run(tmp_path / "run.h5")
+    assert np.array_equal(run.positions, frames) and run.info == {"copies": 2, "done": True}
+    assert not segments_folder(tmp_path / "run.h5").exists()
+
+
+def test_ctrl_c_keeps_the_frames(springs, tmp_path, monkeypatch) -> None:
+    simulation = cgml.Langevin(springs, start(3), 3)
+    original, calls = cgml.Langevin._require_finite, []
+
+    def interrupts(self, positions):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        original(self, positions)
+
+    monkeypatch.setattr(cgml.Langevin, "_require_finite", interrupts)
+    run = simulation.run(tmp_path / "run.h5", ns=0.05)
+    assert len(run) == 4
+    assert (tmp_path / "run.h5").exists()
+
+
+def test_a_copy_that_blows_up_is_named_and_earlier_frames_kept(springs, tmp_path) -> None:
+    simulation = cgml.Langevin(springs, start(4), 4)
+    output = tmp_path / "run.h5"
+    simulation.run(output, steps=500)
+    broken = simulation.positions
+    broken[2, 0, 0] = np.nan
+    with pytest.raises(SimulationError, match=r"copy 2 \(1 of 4\).*shorter timestep"):
+        simulation._require_finite(broken)
+    # An unstable timestep, for real.
+    wild = cgml.Langevin(springs, start(4), 4, timestep=2.0)
+    with pytest.raises(Exception, match="finite|NaN|nan"):
+        wild.run(tmp_path / "wild.h5", ns=2000, interval=2.0)
+    assert len(cgml.read_run(tmp_path / "wild.h5")) >= 1
+
+
+def test_users_platform_and_properties_are_taken(springs) -> None:
+    cpu = openmm.Platform.getPlatform("CPU")
+    simulation = cgml.Langevin(springs, start(2), 2, platform=cpu, properties={"Threads": "1"})
+    assert simulation.context.getPlatform().getName() == "CPU"
+    assert find_platform("Reference").getName() == "Reference"
+
+
+@pytest.mark.parametrize("reporter", ["dcd", "state"])
+def test_openmm_reporters_work_on_the_replicated_topology(model, dataset, tmp_path, reporter):
+    """The System and topology of the copies go into an ordinary openmm.app.Simulation."""
+    from openmm import app
+
+    from openmm_cgml.replicas import replicate_topology
+
+    topology = replicate_topology(model.topology, 3)
+    simulation = app.Simulation(
+        topology.to_openmm(),
+        model.create_system(3),
+        openmm.LangevinMiddleIntegrator(300, 1.0, 0.002),
+        openmm.Platform.getPlatform("Reference"),
+    )
+    simulation.context.setPositions(dataset.positions[:3].reshape(-1, 3).astype(np.float64))
+    output = tmp_path / "out"
+    simulation.reporters.append(
+        app.DCDReporter(str(output), 10)
+        if reporter == "dcd"
+        else app.StateDataReporter(str(output), 10, step=True, potentialEnergy=True)
+    )
+    simulation.step(30)
+    assert output.stat().st_size > 0
+    assert topology.bonds[4:8] == ((5, 6), (6, 7), (7, 8), (8, 9))
