@@ -1,10 +1,11 @@
 """Mapped frames: `CGDataset` in memory, its HDF5 file, and `map_trajectory` that makes it."""
 
+import copy
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,15 @@ class CGDataset:
 
     def select(self, frames: Any) -> "CGDataset":
         """Return the dataset of the given frames (an index array, mask or slice)."""
-        chosen: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[frames]
-            for name in _PER_FRAME
-        }
-        return replace(self, **chosen)
+        if isinstance(frames, (int, np.integer)):
+            frames = [frames]
+        part = copy.copy(self)  # frames that were checked are not checked again
+        for name in _PER_FRAME:
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(part, name, values[frames])
+        if not len(part):
+            raise InputError(f"no frame of {len(self)} is selected; select some")
+        return part
 
     def split(self, fraction: float = 0.9, blocks: int = 10) -> tuple["CGDataset", "CGDataset"]:
         """Split into training and validation frames by contiguous blocks.

@@ -7,6 +7,9 @@ import numpy as np
 
 from .analysis import Comparison, free_energy, free_energy_profile
 
+#: kJ/mol; the difference map leaves out bins whose reference free energy is higher.
+DIFFERENCE_BELOW = 20.0
+
 _DEGREES = 180 / np.pi
 _MODEL, _REFERENCE = "#d1495b", "#22577a"
 
@@ -33,9 +36,9 @@ def free_energy_maps(comparison: Comparison, labels: tuple[str, str], title: str
                      levels=np.arange(4, top, 4), colors="white", alpha=0.6)  # fmt: skip
         axis.set_title(name)
     figure.colorbar(mesh, ax=list(axes[:2]), label="free energy, kJ/mol", pad=0.015)
-    mesh = axes[2].pcolormesh(
-        edges, edges, (model - reference - shift).T, cmap="RdBu_r", vmin=-8, vmax=8
-    )
+    # Where the reference is higher, a model bin holds a count or two: noise, not a difference.
+    difference = np.where(reference < DIFFERENCE_BELOW, model - reference - shift, np.nan)
+    mesh = axes[2].pcolormesh(edges, edges, difference.T, cmap="RdBu_r", vmin=-8, vmax=8)
     figure.colorbar(mesh, ax=axes[2], label="difference, kJ/mol", pad=0.03)
     axes[2].set_title("difference")
     for axis in axes:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -13,6 +14,7 @@ from .errors import InputError
 from .files import atomic_path
 from .mapping import MAPPINGS
 from .report import write_report
+from .reporters import segments_folder
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ def quickstart(
         ) from None
     for old in ("run.h5", "report.html", "summary.json"):
         (folder / old).unlink(missing_ok=True)
+    shutil.rmtree(segments_folder(folder / "run.h5"), ignore_errors=True)
     started = time.perf_counter()
     data = resources.files(__package__) / "data" / "quickstart"
     setup = json.loads((data / "quickstart.json").read_text(encoding="utf-8"))

@@ -73,7 +73,8 @@ def write_report(
         _figure(
             plot.free_energy_maps(comparison, labels, name),
             "Free energy over two dihedrals; 60 × 60 bins; the difference's mean over the "
-            "reference is removed. Grey: never visited.",
+            f"reference is removed, bins above {plot.DIFFERENCE_BELOW:g} kJ/mol are left out of it. "
+            "Grey: never visited.",
         ),
         _figure(
             plot.profiles(comparison, labels, name),

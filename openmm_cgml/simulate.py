@@ -152,7 +152,7 @@ class Langevin:
         try:
             with _Progress(progress, frames, "simulating") as bar:
                 for done in range(1, frames + 1):
-                    self.integrator.step(stride)
+                    self._step(stride)
                     positions = self.positions
                     self._require_finite(positions)
                     writer.add(self.context.getTime()._value, positions)
@@ -168,6 +168,13 @@ class Langevin:
             raise
         writer.finish(replica_steps_per_second=self.steps_per_second)
         return read_run(output)
+
+    def _step(self, stride: int) -> None:
+        try:
+            self.integrator.step(stride)
+        except openmm.OpenMMException as error:
+            self._require_finite(self.positions)  # names the copy, where OpenMM does not
+            raise SimulationError(f"OpenMM stopped: {str(error).strip()}") from error
 
     def _speed(self) -> str:
         per_day = self.steps_per_second * self.timestep * 86.4

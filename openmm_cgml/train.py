@@ -1,7 +1,9 @@
 """Training on Lightning: `fit` takes a PMF and datasets, returns a `FitResult`."""
 
 import logging
+import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -339,6 +341,7 @@ def _run(
     valid_loader: DataLoader = DataLoader(valid, sampler=chunks, batch_size=None)
     quiet = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
     levels = {name: logging.getLogger(name).level for name in quiet}
+    on_interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
@@ -358,8 +361,10 @@ def _run(
                 num_sanity_val_steps=0,
             )
             trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C; it ignores further ones too
+            raise KeyboardInterrupt("training stopped; run it again to continue") from stop
         finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
-    if trainer.interrupted:
-        raise KeyboardInterrupt(f"training stopped; run again to continue from {last}")

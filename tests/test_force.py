@@ -5,6 +5,7 @@ import io
 import json
 
 import torch  # before openmm
+
 import numpy as np
 import openmm
 import pytest

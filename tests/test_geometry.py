@@ -3,6 +3,7 @@
 import math
 
 import torch
+
 import mdtraj
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """Force matching and the noise floor estimate, on a system whose noise is known."""
 
 import torch
+
 import numpy as np
 import pytest
 

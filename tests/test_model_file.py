@@ -4,6 +4,7 @@ import json
 import zipfile
 
 import torch
+
 import numpy as np
 import pytest
 

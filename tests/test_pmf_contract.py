@@ -3,6 +3,7 @@
 import math
 
 import torch
+
 import numpy as np
 import pytest
 

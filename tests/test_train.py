@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+
 import numpy as np
 import pytest
 
@@ -73,6 +74,23 @@ def test_a_stopped_training_resumes_to_the_same_weights(parts, tmp_path, monkeyp
     assert resumed.history == whole.history
     fresh = cgml.fit(small(parts[0]), *parts, **settings, directory=tmp_path, resume=False)
     assert torch.equal(weights_of(whole), weights_of(fresh))
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_and_the_handler_is_put_back(
+    parts, tmp_path, monkeypatch
+) -> None:
+    import signal
+
+    from openmm_cgml import train
+
+    def interrupted(self, batch, index):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(train._Training, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="run it again to continue"):
+        cgml.fit(small(parts[0]), *parts, epochs=2, directory=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_exact_pmf_is_learned_within_the_noise() -> None:
