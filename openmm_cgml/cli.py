@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -272,13 +273,17 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("openmm_cgml").setLevel(logging.INFO)
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            app()
     except CGMLError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt as stop:
-        typer.echo(str(stop) or "interrupted", err=True)
-        sys.exit(130)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if issubclass(category, UserWarning):  # others are for developers
+        _say(f"warning: {message}")
 
 
 def _say(text: str) -> None:

@@ -118,11 +118,6 @@ def quickstart(
         )
         train_seconds = time.perf_counter() - clock
         save_model(folder / "model.pt", result)
-        logger.info(
-            "force RMSE %.1f kJ/mol/nm; noise that no model can remove: about %.1f",
-            result.noise.residual,
-            result.noise.floor,
-        )
         model = load_model(folder / "model.pt")
         simulation = Langevin(model, dataset, copies=effort.copies, seed=seed, backend=backend)
         logger.info("simulating %d copies, %.0f ps each", effort.copies, effort.ps)

@@ -73,7 +73,7 @@ def write_report(
         _figure(
             plot.free_energy_maps(comparison, labels, name),
             "Free energy over two dihedrals; 60 × 60 bins; the difference's mean over the "
-            f"reference is removed, bins above {plot.DIFFERENCE_BELOW:g} kJ/mol are left out of it. "
+            f"reference is removed, bins above {plot.DIFFERENCE_BELOW:g} kJ/mol are left out. "
             "Grey: never visited.",
         ),
         _figure(

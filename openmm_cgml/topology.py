@@ -1,6 +1,7 @@
 """Topologies: `CGTopology` for beads, and readers of all-atom topologies."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -191,7 +192,10 @@ def read_topology(source: Any) -> Any:
     if isinstance(source, mdtraj.Trajectory):
         return source.topology
     if isinstance(source, (str, Path)):
-        return _read_topology_file(require_file(source, "topology"))
+        top = _read_topology_file(require_file(source, "topology"))
+        if top.n_atoms == 0:
+            raise InputError(f"topology {source} holds no atoms; check that it is complete")
+        return top
     if hasattr(source, "residues") and hasattr(source, "topology"):
         return _from_parmed(source)
     if hasattr(source, "topology"):  # openmm.app files and simulations
@@ -265,6 +269,7 @@ def _read_topology_file(path: Path) -> Any:
         if suffix in (".prmtop", ".parm7", ".psf", ".top"):
             import parmed
 
+            _require_whole_sections(path)
             return _from_parmed(parmed.load_file(str(path)))
         if suffix == ".cif":
             from openmm import app
@@ -277,18 +282,24 @@ def _read_topology_file(path: Path) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"cannot read topology {path}: {first_line(error)}"
-            + (
-                "; GROMACS include files are searched in $GMXDATA/top, set it"
-                if suffix == ".top"
-                else "; check that the file is complete and of that format"
-            )
-        ) from error
+        reason = first_line(error)
+        remedy = "check that the file is complete and of that format"
+        if suffix == ".top" and "Could not find" in reason:
+            remedy = "GROMACS include files are searched in $GMXDATA/top, set it"
+        raise InputError(f"cannot read topology {path}: {reason}; {remedy}") from error
     raise InputError(
         f"topology {path} has an unknown format {suffix!r}; give .pdb, .cif, .prmtop, .parm7, "
         ".psf, .gro, .top or .h5"
     )
+
+
+def _require_whole_sections(path: Path) -> None:
+    """Refuse an Amber topology with a section cut short: ParmEd ends the process on some."""
+    text = path.read_text(errors="replace")
+    sections = re.split(r"^%FLAG", text, flags=re.MULTILINE)[1:]
+    whole = re.compile(r"^%FORMAT *\(.+\)", re.MULTILINE)
+    if sections and not (all(whole.search(s) for s in sections) and text.endswith("\n")):
+        raise InputError(f"topology {path} is damaged or cut short; make it again")
 
 
 def _from_parmed(structure: Any) -> Any:

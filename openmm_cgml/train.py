@@ -362,7 +362,8 @@ def _run(
             )
             trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C; it ignores further ones too
-            raise KeyboardInterrupt("training stopped; run it again to continue") from stop
+            logger.warning("training stopped; with checkpoints in a folder it can be continued")
+            raise KeyboardInterrupt from stop
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, on_interrupt)

@@ -88,7 +88,7 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_the_handler_is_put_back(
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(train._Training, "training_step", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="run it again to continue"):
+    with pytest.raises(KeyboardInterrupt):
         cgml.fit(small(parts[0]), *parts, epochs=2, directory=tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
 
