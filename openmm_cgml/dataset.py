@@ -23,7 +23,7 @@ from .mapping.force_map import (
     constraints_from_system,
 )
 from .topology import CGTopology, atom_label
-from .trajectory import Frames, Trajectory
+from .trajectory import Trajectory
 from .units import strip
 
 #: Version of the HDF5 layout; a reader refuses newer ones.
@@ -397,21 +397,13 @@ def map_trajectory(
     sources = {
         n if names.count(n) == 1 else s: sha256(s) for n, s in zip(names, files, strict=True)
     }
-    parts = (_map_frames(frames, mapping, fitted) for frames in trajectory.chunks(chunk))
+    parts = _mapped_chunks(trajectory, mapping, fitted, chunk)
     if output is not None:
         with DatasetWriter(output, mapping.topology, temperature) as writer:
             writer.describe(provenance, sources)
-            start = 0
             for part in parts:
                 # Checks each chunk; a bad frame leaves no file behind.
-                checked = CGDataset(
-                    topology=mapping.topology,
-                    temperature=temperature,
-                    first_frame=start,
-                    **part,
-                )
-                writer.add(checked)
-                start += len(checked)
+                writer.add(CGDataset(topology=mapping.topology, temperature=temperature, **part))
         return read_dataset(output)
     whole = list(parts)
     arrays: dict[str, Any] = {
@@ -426,18 +418,42 @@ def map_trajectory(
     )
 
 
-def _map_frames(frames: Frames, mapping: Mapping, force_map: ForceMap | None) -> dict[str, Any]:
-    mapped: dict[str, Any] = {
-        "positions": mapping.map_positions(frames.positions).astype(np.float32)
-    }
-    if force_map is not None and frames.forces is not None:
-        mapped["forces"] = force_map.map_forces(frames.forces).astype(np.float32)
-    if frames.box is not None:
-        mapped["box"] = frames.box.astype(np.float32)
-    for name in ("weights", "bias_energy"):
-        if getattr(frames, name) is not None:
-            mapped[name] = getattr(frames, name)
-    return mapped
+def _mapped_chunks(
+    trajectory: Trajectory, mapping: Mapping, force_map: ForceMap | None, chunk: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the mapped arrays of each chunk, and the number of its first frame."""
+    start = 0
+    for frames in trajectory.chunks(chunk):
+        mapped: dict[str, Any] = {
+            "first_frame": start,
+            "positions": mapping.map_positions(frames.positions).astype(np.float32),
+        }
+        if force_map is not None and frames.forces is not None:
+            mapped["forces"] = force_map.map_forces(frames.forces).astype(np.float32)
+        if frames.box is not None:
+            _require_whole(frames.positions, frames.box, mapping, start)
+            mapped["box"] = frames.box.astype(np.float32)
+        for name in ("weights", "bias_energy"):
+            if getattr(frames, name) is not None:
+                mapped[name] = getattr(frames, name)
+        yield mapped
+        start += len(frames)
+
+
+def _require_whole(
+    positions: np.ndarray, box: np.ndarray, mapping: Mapping, first_frame: int
+) -> None:
+    """Refuse beads whose atoms lie on two sides of a periodic boundary: their mean is nowhere."""
+    half = 0.5 * np.abs(np.diagonal(box, axis1=1, axis2=2))
+    for bead in range(len(mapping.topology)):
+        atoms = mapping.matrix[[bead]].indices
+        spread = np.ptp(positions[:, atoms], axis=1)
+        if len(atoms) > 1 and (spread > half).any():
+            frame = first_frame + int(np.argmax((spread > half).any(axis=1)))
+            raise InputError(
+                f"bead {mapping.topology.label(bead)} is torn across the periodic boundary in "
+                f"frame {frame}; make molecules whole first (e.g. mdtraj's image_molecules)"
+            )
 
 
 def _constraint_pairs(

@@ -251,6 +251,8 @@ def _momentum_mass(group: Sequence[int], weights: Sequence[float], masses: np.nd
     used = [(w, masses[a]) for a, w in zip(group, weights, strict=True) if w != 0]
     if any(m <= 0 for _, m in used):
         return 0.0  # CGTopology names the bead
+    if not used:
+        return 1.0  # Mapping names the bead
     return float(1 / sum(w**2 / m for w, m in used))
 
 
