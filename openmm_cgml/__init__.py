@@ -35,7 +35,7 @@ _EXPORTS = {
     "Langevin": "simulate",
     "read_run": "reporters",
     "compare": "analysis",
-    "doctor": "doctor",
+    "diagnose": "doctor",
 }
 
 __all__ = [

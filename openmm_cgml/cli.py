@@ -238,7 +238,7 @@ def analyze(
 @app.command()
 def doctor() -> None:
     """Say what works on this machine; exit code 1 if nothing does."""
-    from .doctor import doctor as diagnose
+    from .doctor import diagnose
 
     diagnosis = diagnose()
     for name, version in diagnosis.versions.items():

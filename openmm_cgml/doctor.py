@@ -60,7 +60,7 @@ class Diagnosis:
         return int(any(c.status == "failure" for c in self.checks))
 
 
-def doctor() -> Diagnosis:
+def diagnose() -> Diagnosis:
     """Look at versions and evaluate a small model on every platform with every backend.
 
     Returns:

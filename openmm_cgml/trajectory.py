@@ -40,11 +40,11 @@ class Frames:
 
 @dataclass(frozen=True)
 class _Source:
-    """One file or array of a trajectory.
+    """One file or array: a part of a trajectory, or something given beside the whole of it.
 
     Attributes:
         name: the file, or "" for an array.
-        positions: a file that mdtraj reads, or something array-like (frames, atoms, 3).
+        positions: a file that mdtraj reads, something array-like (frames, atoms, 3), or None.
         beside: what else it holds, name -> array-like (frames, ...).
     """
 
@@ -69,7 +69,7 @@ class Trajectory:
 
     topology: Any
     _sources: tuple[_Source, ...]
-    _given: dict[str, Any]
+    _given: tuple[_Source, ...]
     _length_factor: float
     _force_factor: float
 
@@ -81,7 +81,7 @@ class Trajectory:
     @property
     def has_forces(self) -> bool:
         """Whether forces travel with the frames."""
-        return "forces" in self._given or "forces" in self._sources[0].beside
+        return any("forces" in source.beside for source in (*self._given, self._sources[0]))
 
     def chunks(self, size: int = 2000) -> Iterator[Frames]:
         """Yield the frames in order, at most `size` at a time.
@@ -109,10 +109,11 @@ class Trajectory:
                     )
                 start += len(chunk)
                 yield chunk
-            _require_length(source.beside, start - begin, source.label)
+            _require_length(source, start - begin, source.label)
         if start == 0:
             raise InputError(f"{self._label()} holds no frames; check that the run wrote any")
-        _require_length(self._given, start, self._label())
+        for given in self._given:
+            _require_length(given, start, self._label())
 
     def _label(self) -> str:
         return ", ".join(s.name for s in self._sources if s.name) or "the position array"
@@ -131,19 +132,14 @@ class Trajectory:
         beside: dict[str, np.ndarray] = {}
         if box is not None:
             beside["box"] = np.asarray(box, dtype=np.float64) * self._length_factor
-        for arrays, offset, owner in (
-            (source.beside, begin, f" of {where}"),
-            (self._given, 0, ""),
-        ):
-            for name, values in arrays.items():
+        for holder, offset in ((source, begin), *((given, 0) for given in self._given)):
+            for name, values in holder.beside.items():
                 part = np.asarray(values[start - offset : start - offset + frames], np.float64)
+                what = f"{name} of {holder.name}" if holder.name else name
                 if len(part) < frames:
-                    raise InputError(
-                        f"{name}{owner} has {len(values)} frames but the positions have more "
-                        f"({start - offset + frames} or above); they must belong to the same "
-                        "frames, one to one"
-                    )
-                _require_finite(part, name + owner, start, self.topology)
+                    at_least = f"{start - offset + frames} or more"
+                    raise InputError(_unequal(what, len(values), where, at_least))
+                _require_finite(part, what, start, self.topology)
                 beside[name] = part * factors.get(name, 1.0)
         return Frames(positions=positions, **beside)
 
@@ -182,15 +178,9 @@ def read_trajectory(
 
     length_factor = unit_factor(LENGTH_UNITS, length_unit, "length")
     force_factor = unit_factor(FORCE_UNITS, force_unit, "force")
-    given = {
-        name: _read_array(values, name)
-        for name, values in (
-            ("forces", forces),
-            ("weights", weights),
-            ("bias_energy", bias_energy),
-        )
-        if values is not None
-    }
+    beside = {"forces": forces, "weights": weights, "bias_energy": bias_energy}
+    given = [_read_array(v, name) for name, v in beside.items() if v is not None]
+    replaced = {name for name, v in beside.items() if v is not None}
     sources = []
     for one in trajectory if isinstance(trajectory, (list, tuple)) else [trajectory]:
         fixes_unit = is_quantity(one)
@@ -210,25 +200,24 @@ def read_trajectory(
             raise InputError(
                 f"{source.name or 'the trajectory'} fixes its length unit; leave length_unit out"
             )
-        beside = {name: v for name, v in source.beside.items() if name not in given}
-        sources.append(_Source(source.name, source.positions, beside))
+        kept = {name: v for name, v in source.beside.items() if name not in replaced}
+        sources.append(_Source(source.name, source.positions, kept))
     if not sources:
         raise InputError("the list of trajectory files is empty; give at least one")
     if is_quantity(forces) and force_unit != "kJ/mol/nm":
         raise InputError("forces carry their own unit; leave force_unit out")
     if top is None:
         raise InputError(
-            f"{sources[0].name or 'the trajectory'} carries no topology; give one with top="
+            f"{sources[0].name or 'the trajectory'} carries no topology; give one (top)"
         )
     topology = read_topology(top)
-    for source in [*sources, _Source("", None, given)]:
+    for source in [*sources, *given]:
         arrays = {"positions": source.positions, **source.beside}
         for name, values in arrays.items():
             if values is not None and not isinstance(values, Path):
                 _require_shape(values, name, source.name, topology)
-    whole = [given] if "weights" in given else [source.beside for source in sources]
-    _check_weights([arrays["weights"] for arrays in whole if "weights" in arrays])
-    return Trajectory(topology, tuple(sources), given, length_factor, force_factor)
+    _check_weights([source for source in [*sources, *given] if "weights" in source.beside])
+    return Trajectory(topology, tuple(sources), tuple(given), length_factor, force_factor)
 
 
 @dataclass(frozen=True)
@@ -316,21 +305,22 @@ def _open_mdtraj_hdf5(path: Path) -> _Source:
     return _Source(str(path), positions, beside)
 
 
-def _read_array(source: Any, name: str) -> np.ndarray:
+def _read_array(source: Any, name: str) -> _Source:
     if not isinstance(source, (str, Path)):
         units = {"forces": "kilojoule/mole/nanometer", "bias_energy": "kilojoule/mole"}
-        return strip_array(source, units.get(name, "dimensionless"), what=name)
+        array = strip_array(source, units.get(name, "dimensionless"), what=name)
+        return _Source("", None, {name: array})
     path = require_file(source, name)
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded
+            return _Source(str(path), None, {name: loaded})
         with loaded:
             if name not in loaded.files:
                 raise InputError(
                     f"{path} has no array {name!r} (it has {', '.join(loaded.files)}); rename it"
                 )
-            return loaded[name]
+            return _Source(str(path), None, {name: loaded[name]})
     except InputError:
         raise
     except Exception as error:
@@ -389,29 +379,35 @@ def _require_shape(values: Any, name: str, where: str, top: Any) -> None:
     raise InputError(f"{what} have shape {shape}; give ({wanted})")
 
 
-def _require_length(arrays: dict[str, Any], frames: int, label: str) -> None:
-    for name, values in arrays.items():
+def _require_length(source: _Source, frames: int, other: str) -> None:
+    for name, values in source.beside.items():
         if len(values) != frames:
-            raise InputError(
-                f"{name} has {len(values)} frames but {label} has {frames}; "
-                "they must belong to the same frames, one to one"
-            )
+            what = f"{name} of {source.name}" if source.name else name
+            raise InputError(_unequal(what, len(values), other, frames))
 
 
-def _check_weights(parts: list[Any]) -> None:
+def _unequal(what: str, frames: int, other: str, others: Any) -> str:
+    return (
+        f"{what}: {frames} frames, but {others} in {other}; "
+        "they must belong to the same frames, one to one"
+    )
+
+
+def _check_weights(sources: list[_Source]) -> None:
     """Refuse weights that no frame could be drawn by, before anything long begins."""
     total, start = 0.0, 0
-    for part in parts:
-        weights = np.asarray(part[:], dtype=np.float64)
+    for source in sources:
+        what = f"weights of {source.name}" if source.name else "weights"
+        weights = np.asarray(source.beside["weights"][:], dtype=np.float64)
         if (weights < 0).any():
             frame = int(np.argmax(weights < 0))
             raise InputError(
-                f"weights: frame {start + frame} has {weights.flat[frame]:.3g}; weights are "
+                f"{what}: frame {start + frame} has {weights[frame]:.3g}; weights are "
                 "probabilities up to a factor, none may be negative"
             )
         total, start = total + float(weights.sum()), start + len(weights)
-    if parts and total == 0:
-        raise InputError("weights are all zero; give the weights of these frames, or none")
+    if sources and total == 0:
+        raise InputError("the weights are all zero; give the weights of these frames, or none")
 
 
 def _require_finite(values: np.ndarray, what: str, start: int, top: Any) -> None:
@@ -440,5 +436,5 @@ def _check_length_unit(positions: np.ndarray, top: Any, where: str) -> None:
         hint = "angstrom" if 0.5 <= length < 5 else "nm"
         raise InputError(
             f"{where}: the median bond is {length:.3g} nm long, chemical bonds are 0.1-0.2 nm; "
-            f"the unit is wrong (length_unit={hint!r}?) or the atoms are in another order"
+            f"the unit is wrong (length unit {hint}?) or the atoms are in another order"
         )

@@ -5,6 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch  # before openmm
+
 import numpy as np
 import pytest
 

@@ -1,5 +1,6 @@
 """Bead topologies, and the same molecule from every program's files and objects."""
 
+import itertools
 import json
 import random
 import textwrap
@@ -161,8 +162,6 @@ def test_element_masses_are_taken_where_there_are_elements(data) -> None:
 
 def brute_force(bonds, count: int) -> list[tuple[int, ...]]:
     """Chains of `count` different beads along bonds, each once, by trying everything."""
-    import itertools
-
     joined = {frozenset(b) for b in bonds}
     beads = sorted({b for bond in bonds for b in bond})
     chains = [
@@ -257,10 +256,8 @@ def test_objects_agree(data, molecule, structure) -> None:
 
 def test_masses_come_from_elements_not_from_repartitioned_files(structure, tmp_path) -> None:
     """A heavier hydrogen is a matter of the integrator: beads weigh what the molecule weighs."""
-    from parmed.tools import HMassRepartition
-
-    heavy = structure.copy(type(structure))
     import parmed
+    from parmed.tools import HMassRepartition
 
     heavy = parmed.amber.AmberParm.from_structure(structure)
     HMassRepartition(heavy, 3.024).execute()
@@ -301,8 +298,11 @@ def test_missing_gromacs_includes_are_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.prmtop", "%VERSION\n%FLAG TITLE\n", ["cannot read topology", "a.prmtop", "complete"]),
+        ("a.prmtop", "%VERSION\n%FLAG TITLE\n", ["a.prmtop is damaged", "make it again"]),
         ("a.psf", "not a psf\n", ["cannot read topology", "a.psf", "complete"]),
+        ("a.psf", "PSF\n\n       1 !NTITLE\n x\n", ["a.psf"]),
+        ("a.top", "; nothing\n", ["cannot read topology", "a.top", "complete"]),
+        ("a.top", "[ moleculetype ]\nx 3\n", ["a.top holds no atoms", "complete"]),
         ("a.cif", "data_x\n", ["cannot read topology", "a.cif", "complete"]),
         ("a.xyz", "1\n", ["unknown format '.xyz'", "give .pdb, .cif, .prmtop"]),
         ("a.pdb", "", ["a.pdb is empty", "make it again"]),
@@ -316,6 +316,18 @@ def test_damaged_files(name, text, words, tmp_path) -> None:
         cgml.read_topology(path)
     assert [w for w in words if w not in str(caught.value)] == []
     assert "\n" not in str(caught.value)
+
+
+def test_cut_prmtop_is_refused_anywhere(structure, tmp_path) -> None:
+    """ParmEd reads some in silence and ends the process on others."""
+    structure.save(str(tmp_path / "whole.prmtop"))
+    raw = (tmp_path / "whole.prmtop").read_bytes()
+    path = tmp_path / "cut.prmtop"
+    damage = [raw.find(b"%FLAG DIHEDRAL_PERIODICITY") + 27, raw.find(b"%FORMAT", 4000) + 3]
+    for size in [*damage, *range(100, int(0.9 * len(raw)), 997)]:
+        path.write_bytes(raw[:size])
+        with pytest.raises(cgml.InputError, match="cut.prmtop"):
+            cgml.read_topology(path)
 
 
 @pytest.mark.parametrize("source", [None, 3, {"a": 1}, 3 * unit.nanometer])

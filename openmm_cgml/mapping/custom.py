@@ -44,7 +44,7 @@ def selection_mapping(
         if len(group) != 1:
             raise InputError(
                 f"selection {text!r} matches {len(group)} atoms; a slice map needs one a bead, "
-                "narrow it or use kind='com'"
+                "narrow it or take centres of mass (com)"
             )
     return slice_mapping(top, [g[0] for g in groups], names=names)
 

@@ -1,0 +1,57 @@
+"""Every script in examples/ runs, in its small version, and writes what it says."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run(script: str, *arguments: object) -> None:
+    """Run an example in this process: torch, openmm and lightning are imported once for all."""
+    (path,) = EXAMPLES.glob(f"{script}_*.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [path.name, *map(str, arguments), "--quick"])
+        runpy.run_path(str(path), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory) -> Path:
+    """The folder that example 02 writes; 01 and 04 begin with it."""
+    folder = tmp_path_factory.mktemp("road")
+    run("02", "--output", folder)
+    return folder
+
+
+def test_examples_are_numbered_and_all_run_here():
+    names = sorted(path.name[:2] for path in EXAMPLES.glob("*.py"))
+    called = set(re.findall(r'run\("(\d\d)"', Path(__file__).read_text(encoding="utf-8")))
+    assert names == [f"{k:02}" for k in range(1, len(names) + 1)] and set(names) == called
+
+
+def test_add_force_to_openmm_script(road, tmp_path, capsys):
+    run("01", "--input", road, "--output", tmp_path)
+    assert "largest force of the PMF on the gas: 0 kJ/mol/nm" in capsys.readouterr().out
+    assert len((tmp_path / "energies.csv").read_text().splitlines()) == 21
+
+
+def test_from_trajectory_to_simulation(road):
+    assert {p.name for p in road.iterdir()} == {"dataset.h5", "model.pt", "simulation.h5"}
+
+
+def test_your_own_map(tmp_path, capsys):
+    run("03", "--output", tmp_path)
+    rows = re.findall(r"(\d+) +([\d.]+) +([\d.]+) +([\d.]+)\n", capsys.readouterr().out)
+    assert len(rows) == 3 and len(list(tmp_path.glob("*.h5"))) == 6
+    assert all(float(optimal) < float(basic) for _, basic, optimal, _ in rows)
+
+
+def test_compare_with_reference(road, tmp_path, capsys):
+    run("04", "--input", road, "--output", tmp_path)
+    printed = re.findall(r"JS\* (-?[\d.]+)", capsys.readouterr().out)
+    # The reweighted training data are close to the reference, a model of two epochs is not.
+    assert abs(float(printed[0])) < 0.01 < float(printed[1])
+    assert "Training" in (tmp_path / "report.html").read_text(encoding="utf-8")
