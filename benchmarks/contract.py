@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -70,6 +72,7 @@ def main(name: str, doc: str, run: Callable[[bool], Outcome]) -> None:
     parser.add_argument("--quick", action="store_true", help="a small version, in seconds")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/results/)")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # CPU figures are of one thread
     outcome = run(options.quick)
     record = {
         "benchmark": name,
@@ -99,8 +102,6 @@ def hardware() -> dict[str, Any]:
         named = {key.strip(): value.strip() for key, value in fields}
         name = named.get("model name", name)
         name += f" (family {named.get('cpu family', '?')}, model {named.get('model', '?')})"
-    import torch
-
     return {
         "cpu": name,
         "cores": len(os.sched_getaffinity(0))

@@ -107,12 +107,15 @@ class Comparison:
         return difference, error
 
 
-def dihedral_angles(positions: Any, quadruples: Sequence[Sequence[int]]) -> np.ndarray:
+def dihedral_angles(
+    positions: Any, quadruples: Sequence[Sequence[int]], box_vectors: Any = None
+) -> np.ndarray:
     """Return dihedrals of frames.
 
     Args:
         positions: (frames, beads, 3), nm.
         quadruples: bead indices of each dihedral.
+        box_vectors: (3, 3), or (frames, 3, 3), nm; None: not periodic.
 
     Returns:
         (frames, dihedrals), radians in (-pi, pi].
@@ -130,17 +133,22 @@ def dihedral_angles(positions: Any, quadruples: Sequence[Sequence[int]]) -> np.n
             raise InputError(f"dihedral {list(quadruple)} does not name four different beads")
         if min(quadruple) < 0 or max(quadruple) >= beads:
             raise InputError(
-                f"dihedral {list(quadruple)} names bead {max(quadruple)}, but beads are "
-                f"0 to {beads - 1}; count from 0"
+                f"dihedral {list(quadruple)} names a bead outside 0 to {beads - 1}; "
+                "beads are counted from 0"
             )
     index = torch.tensor([list(q) for q in quadruples])
+
+    def angles(part: Any, box: Any) -> np.ndarray:
+        xyz = torch.as_tensor(np.asarray(part), dtype=torch.float64)
+        vectors = None if box is None else torch.as_tensor(np.asarray(box), dtype=torch.float64)
+        return geometry.dihedrals(xyz, index, vectors).numpy()
+
+    if np.ndim(box_vectors) == 3:
+        return np.concatenate(
+            [angles(x[None], box) for x, box in zip(positions, box_vectors, strict=True)]
+        )
     chunks = np.array_split(np.asarray(positions), max(1, len(positions) // 100_000))
-    return np.concatenate(
-        [
-            geometry.dihedrals(torch.as_tensor(c, dtype=torch.float64), index).numpy()
-            for c in chunks
-        ]
-    )
+    return np.concatenate([angles(chunk, box_vectors) for chunk in chunks])
 
 
 def dihedral_distribution(
@@ -204,7 +212,8 @@ def distribution_of(
         # Copy after copy: blocks are then independent copies, not correlated times.
         beads = kept.shape[2]
         ordered = kept.transpose(1, 0, 2, 3).reshape(-1, beads, 3)
-        return dihedral_distribution(dihedral_angles(ordered, quadruples))
+        box = source.info.get("box_vectors_nm")
+        return dihedral_distribution(dihedral_angles(ordered, quadruples, box))
     if isinstance(source, CGDataset):
         return dihedral_distribution(dihedral_angles(source.positions, quadruples), source.weights)
     path = require_file(source, "reference")

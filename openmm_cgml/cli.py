@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# More threads gain little for a few beads, and cost much where other processes run too.
+_Threads = Annotated[int, typer.Option(min=1, help="CPU threads of torch.")]
 _Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
 
 
@@ -45,6 +47,9 @@ def map_command(
         str | None,
         typer.Option(help="OpenMM System XML, for its constraints; else found in the data."),
     ] = None,
+    no_box: Annotated[
+        bool, typer.Option("--no-box", help="Treat a whole molecule as isolated: leave the box.")
+    ] = False,
     length_unit: Annotated[str, typer.Option(help="Of array files: nm, angstrom.")] = "nm",
     force_unit: Annotated[
         str, typer.Option(help="kJ/mol/nm, kcal/mol/angstrom, ...")
@@ -76,6 +81,7 @@ def map_command(
         temperature=temperature,
         force_map=force_map,
         constraints="find" if system is None else system,
+        periodic=not no_box,
         output=output,
     )
     _say(f"{output}: {len(dataset)} frames of {len(dataset.topology)} beads")
@@ -102,6 +108,7 @@ def train(
     checkpoints: Annotated[
         str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
     ] = None,
+    threads: _Threads = 1,
 ) -> None:
     """Train a PMF by force matching and write a model file."""
     from .dataset import read_dataset
@@ -111,6 +118,7 @@ def train(
     from .pmf.prior import fit_prior
     from .train import fit
 
+    _use_threads(threads)
     require_writable(output)
     training, validation = read_dataset(dataset).split(0.9)
     result = fit(
@@ -148,12 +156,14 @@ def simulate(
     seed: int = 0,
     platform: Annotated[str | None, typer.Option(help="OpenMM platform.")] = None,
     backend: Annotated[str | None, typer.Option(help="torchforce or python.")] = None,
+    threads: _Threads = 1,
 ) -> None:
     """Run Langevin dynamics of many copies in one OpenMM Context."""
     from .dataset import read_dataset
     from .files import require_writable
     from .simulate import Langevin
 
+    _use_threads(threads)
     require_writable(output)
     simulation = Langevin(
         model,
@@ -258,11 +268,13 @@ def quickstart(
     ] = False,
     backend: Annotated[str | None, typer.Option(help="torchforce or python.")] = None,
     seed: int = 0,
+    threads: _Threads = 1,
 ) -> None:
     """Do everything on the data in the package: map, train, export, simulate, compare."""
     from .quickstart import FULL, QUICK
     from .quickstart import quickstart as run
 
+    _use_threads(threads)
     summary = run(output, effort=QUICK if quick else FULL, backend=backend, seed=seed)
     _say(f"report: {output / 'report.html'}")
     typer.echo(json.dumps(summary))
@@ -284,6 +296,12 @@ def main() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     if issubclass(category, UserWarning):  # others are for developers
         _say(f"warning: {message}")
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
 
 
 def _say(text: str) -> None:

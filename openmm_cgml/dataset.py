@@ -1,6 +1,7 @@
 """Mapped frames: `CGDataset` in memory, its HDF5 file, and `map_trajectory` that makes it."""
 
 import copy
+import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -119,6 +120,21 @@ class CGDataset:
         if not weights.sum() > 0:
             raise InputError("all frames have weight zero; take frames that have some")
         return weights / weights.sum()
+
+    def constant_box(self) -> np.ndarray | None:
+        """Return the box vectors (3, 3), nm, that all frames share; None if not periodic.
+
+        Raises:
+            InputError: if they change from frame to frame.
+        """
+        if self.box is None:
+            return None
+        if np.ptp(self.box, axis=0).max() > 1e-4:
+            raise InputError(
+                "box vectors change from frame to frame; use frames of one box (NVT), or map with "
+                "periodic=False (--no-box) if the molecule is whole"
+            )
+        return np.asarray(self.box[0], dtype=np.float64)
 
     def select(self, frames: Any) -> "CGDataset":
         """Return the dataset of the given frames (an index array, mask or slice)."""
@@ -353,6 +369,7 @@ def map_trajectory(
     temperature: Any,
     force_map: str | ForceMap = "optimal",
     constraints: Any = "find",
+    periodic: bool = True,
     output: str | Path | None = None,
     chunk: int = 2000,
 ) -> CGDataset:
@@ -368,6 +385,8 @@ def map_trajectory(
         force_map: a name in `FORCE_MAPS`, or a `ForceMap` of your own, which is checked.
         constraints: pairs of atoms, an OpenMM System or its XML file, or ``"find"``: look for
             distances that never change.
+        periodic: keep the trajectory's box, so that the model takes minimum images. False: treat
+            a whole molecule as isolated, e.g. a solute whose solvent is averaged out.
         output: HDF5 file to write; also returned. None: in memory only.
         chunk: frames read at a time.
 
@@ -397,7 +416,7 @@ def map_trajectory(
     sources = {
         n if names.count(n) == 1 else s: sha256(s) for n, s in zip(names, files, strict=True)
     }
-    parts = _mapped_chunks(trajectory, mapping, fitted, chunk)
+    parts = _mapped_chunks(trajectory, mapping, fitted, periodic, chunk)
     if output is not None:
         with DatasetWriter(output, mapping.topology, temperature) as writer:
             writer.describe(provenance, sources)
@@ -419,7 +438,11 @@ def map_trajectory(
 
 
 def _mapped_chunks(
-    trajectory: Trajectory, mapping: Mapping, force_map: ForceMap | None, chunk: int
+    trajectory: Trajectory,
+    mapping: Mapping,
+    force_map: ForceMap | None,
+    periodic: bool,
+    chunk: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield the mapped arrays of each chunk, and the number of its first frame."""
     start = 0
@@ -431,8 +454,11 @@ def _mapped_chunks(
         if force_map is not None and frames.forces is not None:
             mapped["forces"] = force_map.map_forces(frames.forces).astype(np.float32)
         if frames.box is not None:
-            _require_whole(frames.positions, frames.box, mapping, start)
-            mapped["box"] = frames.box.astype(np.float32)
+            _require_whole_beads(frames.positions, frames.box, mapping, start)
+            if periodic:
+                mapped["box"] = frames.box.astype(np.float32)
+            else:
+                _require_whole_molecule(mapped["positions"], frames.box, mapping.topology, start)
         for name in ("weights", "bias_energy"):
             if getattr(frames, name) is not None:
                 mapped[name] = getattr(frames, name)
@@ -440,7 +466,7 @@ def _mapped_chunks(
         start += len(frames)
 
 
-def _require_whole(
+def _require_whole_beads(
     positions: np.ndarray, box: np.ndarray, mapping: Mapping, first_frame: int
 ) -> None:
     """Refuse beads whose atoms lie on two sides of a periodic boundary: their mean is nowhere."""
@@ -453,6 +479,21 @@ def _require_whole(
             raise InputError(
                 f"bead {mapping.topology.label(bead)} is torn across the periodic boundary in "
                 f"frame {frame}; make molecules whole first (e.g. mdtraj's image_molecules)"
+            )
+
+
+def _require_whole_molecule(
+    positions: np.ndarray, box: np.ndarray, topology: CGTopology, first_frame: int
+) -> None:
+    """Refuse to drop the box where bonded beads lie on two sides of it."""
+    half = 0.5 * np.abs(np.diagonal(box, axis1=1, axis2=2))
+    for i, j in topology.bonds:
+        torn = (np.abs(positions[:, i] - positions[:, j]) > half).any(axis=1)
+        if torn.any():
+            raise InputError(
+                f"beads {topology.label(i)} and {topology.label(j)} are bonded across the "
+                f"periodic boundary in frame {first_frame + int(torn.argmax())}, so the box "
+                "cannot be left out; make molecules whole first (e.g. mdtraj's image_molecules)"
             )
 
 
@@ -480,12 +521,12 @@ def _fit_force_map(
         check_force_map(mapping, force_map.matrix, pairs)
         return force_map
     make = FORCE_MAPS[force_map]
-    gram = None
-    if force_map == "optimal":
-        gram = ForceGram(mapping, pairs)
-        for frames in trajectory.chunks(chunk):
-            if frames.forces is not None:
-                gram.add(frames.forces)
+    if "gram" not in inspect.signature(make).parameters:
+        return make(mapping, pairs)
+    gram = ForceGram(mapping, pairs)
+    for frames in trajectory.chunks(chunk):
+        if frames.forces is not None:
+            gram.add(frames.forces)
     return make(mapping, pairs, gram)
 
 

@@ -32,7 +32,7 @@ def free_energy_maps(comparison: Comparison, labels: tuple[str, str], title: str
     for axis, values, name in ((axes[0], reference, "reference"), (axes[1], model, title)):
         mesh = axis.pcolormesh(edges, edges, values.T, cmap="viridis", vmin=0, vmax=top)
         centres = comparison.reference.centres() * _DEGREES
-        axis.contour(centres, centres, np.nan_to_num(values.T, nan=top + 10), linewidths=0.5,
+        axis.contour(centres, centres, np.ma.masked_invalid(values.T), linewidths=0.5,
                      levels=np.arange(4, top, 4), colors="white", alpha=0.6)  # fmt: skip
         axis.set_title(name)
     figure.colorbar(mesh, ax=list(axes[:2]), label="free energy, kJ/mol", pad=0.015)

@@ -11,6 +11,7 @@ import numpy as np
 
 import openmm  # isort: skip
 
+from .dataset import CGDataset
 from .errors import CGMLError, InputError
 from .force import FORCE_CLASSES, default_backend
 from .replicas import start_positions
@@ -45,6 +46,7 @@ class Langevin:
             loads, else Reference, which beats CPU for small molecules.
         properties: platform properties, e.g. ``{"DeviceIndex": "1"}``.
         backend: as in `Model.create_force`.
+        box_vectors: (3, 3), nm, of a periodic box; None: that of the start dataset, if it has one.
 
     Raises:
         InputError: if start and model do not fit, or the platform is unknown.
@@ -63,6 +65,7 @@ class Langevin:
         platform: Any = None,
         properties: dict[str, str] | None = None,
         backend: str | None = None,
+        box_vectors: Any = None,
     ) -> None:
         self.model = model if isinstance(model, Model) else load_model(model)
         self.copies = int(copies)
@@ -84,7 +87,12 @@ class Langevin:
                 self.temperature,
             )
         self.backend = default_backend() if backend is None else backend
-        self.system = self.model.create_system(self.copies, backend=self.backend)
+        if box_vectors is None and isinstance(start, CGDataset):
+            box_vectors = start.constant_box()
+        self.box_vectors = None if box_vectors is None else np.asarray(box_vectors).tolist()
+        self.system = self.model.create_system(
+            self.copies, box_vectors=self.box_vectors, backend=self.backend
+        )
         self.integrator = openmm.LangevinMiddleIntegrator(
             self.temperature, self.friction, self.timestep
         )
@@ -192,6 +200,7 @@ class Langevin:
             "temperature_K": self.temperature,
             "timestep_ps": self.timestep,
             "friction_per_ps": self.friction,
+            "box_vectors_nm": self.box_vectors,
             "steps_per_frame": stride,
             "seed": self.seed,
             "platform": self.context.getPlatform().getName(),

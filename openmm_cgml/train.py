@@ -1,5 +1,7 @@
 """Training on Lightning: `fit` takes a PMF and datasets, returns a `FitResult`."""
 
+import hashlib
+import json
 import logging
 import signal
 import tempfile
@@ -22,6 +24,7 @@ from lightning.pytorch import callbacks
 from . import geometry
 from .dataset import CGDataset
 from .errors import InputError
+from .files import atomic_path
 from .losses import LOSSES, ForceNoise, estimate_force_noise
 from .pmf.core import PMF, SumPMF, energy_and_forces
 
@@ -79,13 +82,14 @@ def fit(
         learning_rate: of the first epoch; it falls to 1 % of that.
         seed: of the order of the frames; the same seed gives the same result.
         directory: where checkpoints go: ``best.ckpt`` and ``last.ckpt``. None: a temporary one.
-        resume: continue from ``directory/last.ckpt`` if it is there.
+        resume: continue from ``directory/last.ckpt`` if it is there; it must be of the same
+            training (data, PMF and settings).
         accelerator: as in lightning.Trainer: ``"auto"``, ``"cpu"``, ``"gpu"``.
         progress: show a progress bar; None: if the output is a terminal.
 
     Raises:
-        InputError: if forces are missing, datasets or PMF do not fit each other, or the loss
-            stops being finite.
+        InputError: if forces are missing, datasets or PMF do not fit each other, the directory
+            holds another training's checkpoints, or the loss stops being finite.
     """
     objective = LOSSES[loss]
     for name, dataset in (("training", train), ("validation", valid)):
@@ -104,6 +108,20 @@ def fit(
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(directory) if directory is not None else Path(scratch)
+        _claim(
+            folder,
+            {
+                "training data": _digest(train),
+                "validation data": _digest(valid),
+                "PMF": pmf.architecture(),
+                "loss": loss,
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "learning_rate": learning_rate,
+                "seed": seed,
+            },
+            resume,
+        )
         _run(module, train_frames, valid_frames, folder, epochs, batch_size, seed, resume,
              accelerator, progress)  # fmt: skip
         best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
@@ -138,6 +156,38 @@ def fit(
             "ranges": coordinate_ranges(train),
         },
     )
+
+
+def _claim(folder: Path, training: dict[str, Any], resume: bool) -> None:
+    """Write down which training a folder's checkpoints belong to, or refuse another's.
+
+    A checkpoint alone would be taken for any training whose weights have the same shapes.
+    """
+    record = folder / "training.json"
+    text = json.dumps(training, indent=1)
+    if resume and (folder / "last.ckpt").exists():
+        found = json.loads(record.read_text()) if record.exists() else {}
+        differing = [k for k, v in json.loads(text).items() if found.get(k) != v]
+        if differing:
+            raise InputError(
+                f"{folder} holds checkpoints of another training (other {', '.join(differing)}); "
+                "give another folder, or resume=False to overwrite them"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in ("last.ckpt", "best.ckpt"):
+        (folder / old).unlink(missing_ok=True)
+    with atomic_path(record) as partial:
+        partial.write_text(text)
+
+
+def _digest(dataset: CGDataset) -> str:
+    """Return a hash of what training sees of a dataset."""
+    digest = hashlib.sha256(dataset.topology.to_json().encode())
+    for values in (dataset.positions, dataset.forces, dataset.box):
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def coordinate_ranges(dataset: CGDataset) -> dict[str, Any]:
@@ -176,28 +226,22 @@ class _Frames(Dataset):
 
     positions: Tensor
     target: Tensor
-    boxes: Tensor | None
+    box: Tensor | None
 
     @classmethod
     def of(cls, dataset: CGDataset, fixed: PMF | None) -> "_Frames":
         positions = torch.as_tensor(dataset.positions, dtype=torch.float32)
         target = torch.as_tensor(dataset.forces, dtype=torch.float32)
-        boxes = None
-        if dataset.box is not None:
-            boxes = torch.as_tensor(dataset.box, dtype=torch.float32)
-            if not torch.allclose(boxes, boxes[:1].expand_as(boxes)):
-                raise InputError(
-                    "box vectors change from frame to frame; train on frames of one box (NVT)"
-                )
-            boxes = boxes[0]
-        frames = cls(positions, target, boxes)
+        box = dataset.constant_box()
+        vectors = None if box is None else torch.as_tensor(box, dtype=torch.float32)
+        frames = cls(positions, target, vectors)
         if fixed is None:
             return frames
         return replace(frames, target=target - frames.forces(fixed))
 
     def forces(self, pmf: nn.Module, chunk: int = 4096) -> Tensor:
         parts = self.positions.split(chunk)
-        return torch.cat([energy_and_forces(pmf, p, self.boxes)[1] for p in parts])
+        return torch.cat([energy_and_forces(pmf, p, self.box)[1] for p in parts])
 
     def residuals(self, pmf: nn.Module) -> np.ndarray:
         return (self.target - self.forces(pmf)).double().numpy()
@@ -246,13 +290,13 @@ class _Training(lightning.LightningModule):
         self.scale = scale  # kJ/mol/nm; losses of order one suit Adam and clipping
         self.learning_rate = learning_rate
         self.epochs = epochs
-        self.boxes: Tensor | None = None
+        self.box: Tensor | None = None
         self.history: list[dict[str, float]] = []
 
     def _loss(self, batch: Any, differentiable: bool) -> Tensor:
         positions, target = batch
-        boxes = None if self.boxes is None else self.boxes.to(positions)
-        forces = energy_and_forces(self.pmf, positions, boxes, differentiable=differentiable)[1]
+        box = None if self.box is None else self.box.to(positions)
+        forces = energy_and_forces(self.pmf, positions, box, differentiable=differentiable)[1]
         return self.objective(forces / self.scale, target / self.scale, None)
 
     def training_step(self, batch: Any, _: int) -> Tensor:
@@ -320,7 +364,7 @@ def _run(
     """Let Lightning train, with checkpoints of the best and the last epoch in `folder`."""
     import sys
 
-    module.boxes = train.boxes
+    module.box = train.box
     show = sys.stderr.isatty() if progress is None else progress
     # "last" is saved after the validation of every epoch, so history and weights agree in it.
     keep_best = callbacks.ModelCheckpoint(

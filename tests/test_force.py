@@ -33,6 +33,10 @@ def evaluate(system, positions, platform: str = "Reference"):
     return state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value
 
 
+def test_every_backend_has_a_class_name() -> None:
+    assert set(backends.FORCE_CLASSES) == set(backends.BACKENDS)
+
+
 def test_torchforce_is_tested_here() -> None:
     """The pinned environment must not fall back in silence."""
     if torch.__version__.startswith("2.9") and COPYABLE:

@@ -40,3 +40,38 @@ def test_kept_atoms_of_torn_molecules_give_the_same_prior(torn, dataset, traject
     for ours, theirs in zip(found["terms"], whole["terms"], strict=True):
         for name, values in ours["arguments"].items():
             assert np.allclose(values, theirs["arguments"][name], rtol=1e-3)
+
+
+def test_a_run_keeps_the_box_of_its_start_and_analysis_uses_it(torn, tmp_path, setup) -> None:
+    source = cgml.read_trajectory(torn)
+    mapping = cgml.MAPPINGS["backbone"](source.topology)
+    periodic = cgml.map_trajectory(source, mapping, temperature=300)
+    cgml.save_model(tmp_path / "prior.pt", cgml.fit_prior(periodic), periodic)
+    simulation = cgml.Langevin(tmp_path / "prior.pt", periodic, 6)
+    energy = simulation.context.getState(getEnergy=True).getPotentialEnergy()._value
+    assert energy < 6 * 50  # a torn molecule without its box has millions of kJ/mol
+    run = simulation.run(tmp_path / "run.h5", ns=0.02, interval=0.5)
+    assert np.allclose(run.info["box_vectors_nm"], BOX)
+    from openmm_cgml.analysis import dihedral_angles, distribution_of
+
+    assert distribution_of(run, setup["dihedrals"]).probability.sum() == pytest.approx(1)
+    whole = next(cgml.read_trajectory(torn.xyz, top=torn.topology).chunks(20)).positions
+    whole = whole - 3.0 * np.round((whole - whole[:, 8:9]) / 3.0)
+    expected = dihedral_angles(mapping.map_positions(whole), setup["dihedrals"])
+    found = dihedral_angles(periodic.positions, setup["dihedrals"], periodic.box)
+    assert np.allclose(np.cos(found - expected), 1, atol=1e-5)
+
+
+def test_a_whole_molecule_may_leave_its_box_a_torn_one_may_not(torn, trajectory) -> None:
+    mapping = cgml.MAPPINGS["backbone"](torn.topology)
+    with pytest.raises(cgml.InputError, match="bonded across the periodic boundary in frame"):
+        cgml.map_trajectory(cgml.read_trajectory(torn), mapping, temperature=300, periodic=False)
+    whole = mdtraj.Trajectory(next(trajectory.chunks(20)).positions, torn.topology)
+    whole.unitcell_vectors = BOX * np.linspace(1, 1.1, 20)[:, None, None]  # NPT
+    kept = cgml.map_trajectory(cgml.read_trajectory(whole), mapping, temperature=300)
+    with pytest.raises(cgml.InputError, match="periodic=False"):
+        kept.constant_box()
+    isolated = cgml.map_trajectory(
+        cgml.read_trajectory(whole), mapping, temperature=300, periodic=False
+    )
+    assert isolated.box is None and isolated.constant_box() is None

@@ -76,6 +76,20 @@ def test_a_stopped_training_resumes_to_the_same_weights(parts, tmp_path, monkeyp
     assert torch.equal(weights_of(whole), weights_of(fresh))
 
 
+def test_checkpoints_of_another_training_are_refused(parts, tmp_path) -> None:
+    train, valid = parts
+    cgml.fit(small(train), train, valid, epochs=1, directory=tmp_path)
+    with pytest.raises(cgml.InputError, match="another training .other epochs, seed"):
+        cgml.fit(small(train), train, valid, epochs=2, seed=1, directory=tmp_path)
+    with pytest.raises(cgml.InputError, match="other training data, validation data"):
+        cgml.fit(small(train), valid, train, epochs=1, directory=tmp_path)
+    with pytest.raises(cgml.InputError, match="other PMF"):
+        wide = cgml.PMFS["cgnet"](train, width=24, depth=2)
+        cgml.fit(wide, train, valid, epochs=1, directory=tmp_path)
+    again = cgml.fit(small(train), train, valid, epochs=2, directory=tmp_path, resume=False)
+    assert len(again.history) == 2
+
+
 def test_ctrl_c_is_a_keyboard_interrupt_and_the_handler_is_put_back(
     parts, tmp_path, monkeypatch
 ) -> None:

@@ -1,7 +1,9 @@
 """Linear maps of positions and forces from atoms to beads.
 
-`MAPPINGS` holds the presets: ``MAPPINGS["backbone"](topology)`` returns a `Mapping`. `FORCE_MAPS`
-holds the force maps that go with any of them.
+`MAPPINGS` holds the presets: ``MAPPINGS["backbone"](topology)`` returns a `Mapping`.
+
+`FORCE_MAPS` holds the force maps that go with any of them: functions of a mapping and the
+constrained pairs, and of the force statistics (`ForceGram`) if they have an argument ``gram``.
 """
 
 from ..registry import Registry

@@ -54,16 +54,19 @@ class ForceMap:
 class ForceGram:
     """Second moments of the atomistic forces, streamed; what the optimal map is made from.
 
-    Memory is independent of the number of frames: one (groups, groups) matrix a block.
+    Memory is independent of the number of frames: at most 40 (groups, groups) matrices, each of
+    a contiguous block of frames. When there are more, neighbours are joined and blocks double.
 
     Args:
         mapping: the position map.
         constraints: pairs of atoms at fixed distances.
-        block_frames: consecutive frames a cross-validation block.
+        block_frames: consecutive frames of the first blocks.
     """
 
+    max_blocks = 40
+
     def __init__(
-        self, mapping: Mapping, constraints: Iterable[tuple[int, int]], block_frames: int = 500
+        self, mapping: Mapping, constraints: Iterable[tuple[int, int]], block_frames: int = 250
     ) -> None:
         self.groups = constraint_groups(constraints, mapping.n_atoms)
         self._tie = _tie_matrix(self.groups)
@@ -72,23 +75,32 @@ class ForceGram:
         self.frames: list[int] = []
 
     def add(self, forces: np.ndarray) -> None:
-        """Add forces (frames, atoms, 3), kJ/mol/nm."""
-        for start in range(0, len(forces), self._block_frames):
-            grouped = apply_matrix(self._tie, forces[start : start + self._block_frames])
+        """Add forces (frames, atoms, 3), kJ/mol/nm, that follow those added before."""
+        while len(forces):
+            if not self.frames or self.frames[-1] >= self._block_frames:
+                self._open_block()
+            room = self._block_frames - self.frames[-1]
+            grouped = apply_matrix(self._tie, forces[:room])
             flat = grouped.transpose(1, 0, 2).reshape(grouped.shape[1], -1)
-            self.blocks.append(flat @ flat.T)
-            self.frames.append(len(grouped))
+            self.blocks[-1] += flat @ flat.T
+            self.frames[-1] += len(grouped)
+            forces = forces[room:]
+
+    def _open_block(self) -> None:
+        if len(self.blocks) == self.max_blocks:
+            self.blocks = [a + b for a, b in zip(self.blocks[::2], self.blocks[1::2], strict=True)]
+            self.frames = [a + b for a, b in zip(self.frames[::2], self.frames[1::2], strict=True)]
+            self._block_frames *= 2
+        self.blocks.append(np.zeros((len(self.groups), len(self.groups))))
+        self.frames.append(0)
 
 
-def basic_force_map(
-    mapping: Mapping, constraints: Iterable[tuple[int, int]] = (), gram: ForceGram | None = None
-) -> ForceMap:
+def basic_force_map(mapping: Mapping, constraints: Iterable[tuple[int, int]] = ()) -> ForceMap:
     """Sum the forces on each bead's atoms and on all atoms constrained to them.
 
     Args:
         mapping: the position map; its beads must not share atoms or constrained groups.
         constraints: pairs of atoms at fixed distances.
-        gram: not used (every force map has this signature).
 
     Raises:
         InputError: if two beads share atoms, or constraints join atoms of two beads.
@@ -112,7 +124,7 @@ def basic_force_map(
 
 
 def optimal_force_map(
-    mapping: Mapping, constraints: Iterable[tuple[int, int]] = (), gram: ForceGram | None = None
+    mapping: Mapping, constraints: Iterable[tuple[int, int]], gram: ForceGram
 ) -> ForceMap:
     """Return the valid constant map of least mean square force.
 
@@ -131,7 +143,7 @@ def optimal_force_map(
 
     Reference: Kraemer et al. 2023, doi:10.1021/acs.jpclett.3c00444.
     """
-    if gram is None or not gram.blocks:
+    if not gram.blocks:
         raise InputError("the optimal force map is fitted to forces; give some, or use 'basic'")
     groups = constraint_groups(constraints, mapping.n_atoms)
     if groups != gram.groups:

@@ -135,7 +135,8 @@ def fit_prior(
       fall below.
 
     Args:
-        dataset: the frames; their weights count.
+        dataset: the frames; their weights count for bonds and angles. For the repulsion all
+            frames count alike: biased ones show which distances are possible.
         terms: which terms to fit.
 
     Returns:
