@@ -8,6 +8,9 @@ BIN := .venv/bin
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
+# Two workers of one thread each: networks of a few beads are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
 
@@ -25,10 +28,10 @@ demo: env ## The whole road on small data, into demo/; the last line is a JSON s
 	@$(BIN)/cgml quickstart --output demo
 
 test: lint ## Lint, types and the fast tests
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-all: lint ## Lint, types and every test, slow and GPU ones too
-	@$(BIN)/python -m pytest -m ""
+	@$(PYTEST) -m ""
 
 lint: env ## Style and types
 	@$(BIN)/ruff check .

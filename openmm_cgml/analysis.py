@@ -131,10 +131,11 @@ def dihedral_angles(
     for quadruple in quadruples:
         if len(quadruple) != 4 or len(set(quadruple)) != 4:
             raise InputError(f"dihedral {list(quadruple)} does not name four different beads")
-        if min(quadruple) < 0 or max(quadruple) >= beads:
+        outside = [bead for bead in quadruple if not 0 <= bead < beads]
+        if outside:
             raise InputError(
-                f"dihedral {list(quadruple)} names a bead outside 0 to {beads - 1}; "
-                "beads are counted from 0"
+                f"dihedral {list(quadruple)} names bead {outside[0]}, but beads are "
+                f"0 to {beads - 1}; count from 0"
             )
     index = torch.tensor([list(q) for q in quadruples])
 
@@ -224,9 +225,9 @@ def distribution_of(
             if missing:
                 raise InputError(f"reference {path} has no array {missing[0]!r}; it needs {names}")
             edges, whole, first, second = (np.asarray(handle[n], dtype=float) for n in names)
-    except (ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # numpy lets errors of zip and of its own formats through
         raise InputError(f"reference {path} is not a whole .npz file; make it again") from error
     return DihedralDistribution(
         edges, whole / whole.sum(), np.stack([first / first.sum(), second / second.sum()])

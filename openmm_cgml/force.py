@@ -53,18 +53,30 @@ def create_force(
     """Return the OpenMM Force of a model; see `openmm_cgml.system.Model.create_force`."""
     if not 0 <= force_group < 32:
         raise InputError(f"force_group is {force_group}; OpenMM has groups 0 to 31")
-    name = default_backend() if backend is None else backend
-    if name == "torchforce" and (reason := torchforce_problem()):
-        raise BackendError(f"TorchForce does not work here: {reason}")
-    force = BACKENDS[name](model, particles, copies, periodic)
+    force = BACKENDS[choose_backend(backend)](model, particles, copies, periodic)
     force.setForceGroup(force_group)
     force.setName(f"PMF {model.name}")
     return force
 
 
-def default_backend() -> str:
-    """Return ``"torchforce"`` where it works, else ``"python"`` with a warning that says why."""
-    reason = torchforce_problem()
+def choose_backend(name: str | None = None) -> str:
+    """Return a backend that works here.
+
+    Args:
+        name: the backend asked for; None: ``"torchforce"`` where it works, else ``"python"`` with
+            a warning that says why.
+
+    Raises:
+        InputError: if there is no backend of that name.
+        BackendError: if the backend asked for does not work here.
+    """
+    if name is not None:
+        BACKENDS[name]  # noqa: B018  (unknown names raise)
+    reason = None if name == "python" else torchforce_problem()
+    if name == "torchforce" and reason is not None:
+        raise BackendError(f"TorchForce does not work here: {reason}")
+    if name is not None:
+        return name
     if reason is None:
         return "torchforce"
     warnings.warn(

@@ -6,7 +6,6 @@ evaluated, checks every operator of every method against a list of plain tensor 
 
 import io
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,29 +264,7 @@ def read_model_file(path: str | Path, *, trust: bool = False) -> ModelFile:
 def parse_model(archive: bytes, name: str, *, trust: bool = False) -> ModelFile:
     """Check the bytes of a model file; see `read_model_file`."""
     damaged = f"model file {name} is damaged or not a model file; export it again"
-    try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as entries:
-            if entries.testzip() is not None:
-                raise ModelFileError(damaged)
-            code = [
-                entries.read(e).decode(errors="replace")
-                for e in entries.namelist()
-                if "/code/" in f"/{e}" and e.endswith(".py")
-            ]
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise ModelFileError(damaged) from error
-    # __setstate__ runs while the archive is loaded, before any graph can be looked at.
-    if not trust and any("__setstate__" in text or "torch.classes" in text for text in code):
-        raise UntrustedModelError(
-            f"model file {name} runs code while it is loaded; "
-            "pass trust=True only if you made it yourself"
-        )
-    try:
-        script = torch.jit.load(io.BytesIO(archive), map_location="cpu")
-    except Exception as error:
-        raise ModelFileError(damaged) from error
-    if not trust:
-        require_trusted(script, name)
+    script = load_program(archive, name, trust=trust)
     if not (hasattr(script, "card") and hasattr(script, "copy_energies")):
         raise ModelFileError(
             f"{name} is a TorchScript file without a card, not a model file; "
@@ -312,6 +289,44 @@ def parse_model(archive: bytes, name: str, *, trust: bool = False) -> ModelFile:
     return ModelFile(Path(name).name, archive, card)
 
 
+def load_program(archive: bytes, name: str, *, trust: bool = False) -> Any:
+    """Load a TorchScript archive after checking what it would do; see `read_model_file`.
+
+    Args:
+        archive: the file's bytes.
+        name: for messages.
+        trust: skip the checks of the program.
+
+    Raises:
+        ModelFileError: if the archive is damaged.
+        UntrustedModelError: if its program does more than arithmetic.
+    """
+    damaged = f"model file {name} is damaged or not a model file; export it again"
+    try:
+        # torch's own reader: another one may find other entries of the same archive.
+        reader = torch._C.PyTorchFileReader(io.BytesIO(archive))
+        entries = reader.get_all_records()
+        contents = [bytes(reader.get_record(entry)) for entry in entries]
+    except Exception as error:
+        raise ModelFileError(damaged) from error
+    if len({entry.lower() for entry in entries}) != len(entries):
+        raise ModelFileError(damaged)
+    # __setstate__ runs while the archive is loaded, before any graph can be looked at.
+    forbidden = (b"__setstate__", b"torch.classes")
+    if not trust and any(word in content for content in contents for word in forbidden):
+        raise UntrustedModelError(
+            f"model file {name} runs code while it is loaded; "
+            "pass trust=True only if you made it yourself"
+        )
+    try:
+        script = torch.jit.load(io.BytesIO(archive), map_location="cpu")
+    except Exception as error:
+        raise ModelFileError(damaged) from error
+    if not trust:
+        require_trusted(script, name)
+    return script
+
+
 def require_trusted(script: Any, name: str) -> None:
     """Refuse a ScriptModule that calls an operator outside the allow-list.
 
@@ -332,6 +347,8 @@ def require_trusted(script: Any, name: str) -> None:
                 collect(inner)
 
     for module in script.modules():
+        if module._c._get_forward_hooks() or module._c._get_forward_pre_hooks():
+            found.add("forward hooks")
         for method in module._c._method_names():
             graph = module._c._get_method(method).graph.copy()
             torch._C._jit_pass_inline(graph)

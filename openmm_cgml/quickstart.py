@@ -72,6 +72,7 @@ def quickstart(
         InputError: if the folder cannot be made.
     """
     from .dataset import map_trajectory
+    from .force import choose_backend
     from .model_file import save_model
     from .pmf import PMFS
     from .pmf.core import SumPMF
@@ -81,6 +82,7 @@ def quickstart(
     from .train import fit
     from .trajectory import read_trajectory
 
+    backend = choose_backend(backend)  # before minutes are spent
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import openmm  # isort: skip
 
 from .dataset import CGDataset
 from .errors import CGMLError, InputError
-from .force import FORCE_CLASSES, default_backend
+from .force import FORCE_CLASSES, choose_backend
 from .replicas import start_positions
 from .reporters import Run, RunWriter, read_run
 from .system import Model, load_model
@@ -86,7 +86,7 @@ class Langevin:
                 self.model.temperature,
                 self.temperature,
             )
-        self.backend = default_backend() if backend is None else backend
+        self.backend = choose_backend(backend)
         if box_vectors is None and isinstance(start, CGDataset):
             box_vectors = start.constant_box()
         self.box_vectors = None if box_vectors is None else np.asarray(box_vectors).tolist()

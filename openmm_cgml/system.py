@@ -1,10 +1,10 @@
 """`Model`: a loaded model file that makes OpenMM Forces and Systems."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 
@@ -15,7 +15,7 @@ import openmm  # isort: skip
 from . import force as backends
 from .errors import InputError, UntrustedModelError
 from .files import atomic_path, require_file
-from .model_file import ModelFile, read_model_file, require_trusted
+from .model_file import ModelFile, load_program, read_model_file
 from .pmf.core import PMF
 from .topology import CGTopology
 
@@ -172,28 +172,37 @@ def load_system(path: str | Path, *, trust: bool = False) -> Any:
     Raises:
         InputError: if the file is missing or not a System.
         UntrustedModelError: if it holds a PythonForce, or a TorchForce whose program does more
-            than arithmetic.
+            than arithmetic. Both are looked for before OpenMM reads the XML, at any depth.
     """
     path = require_file(path, "System XML")
-    text = path.read_text()
-    if "PythonForce" in text and not trust:
-        raise UntrustedModelError(
-            f"{path} holds a PythonForce, which runs code when it is read; "
-            "create the System from the model file instead"
-        )
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise InputError(f"{path} is not XML ({error}); give a serialised OpenMM System") from None
+    if not trust:
+        for element in root.iter():
+            _require_harmless(element, path)
     backends.load_torch_plugins()
     try:
-        system = openmm.XmlSerializer.deserialize(text)
+        # Written anew, so that OpenMM reads what was looked at, whatever the file's encoding.
+        system = openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
     except Exception as error:
         raise InputError(f"{path} is not an OpenMM System: {str(error).strip()}") from error
     if not isinstance(system, openmm.System):
         raise InputError(f"{path} holds a {type(system).__name__}, not an OpenMM System")
-    if not trust and "TorchForce" in text:
-        torch_force = backends.import_openmmtorch().TorchForce
-        for one in system.getForces():  # `one` stays alive while its cast is in use
-            if torch_force.isinstance(one):
-                buffer = io.BytesIO()
-                module = torch_force.cast(one).getModule()
-                torch.jit.save(module, buffer)
-                require_trusted(torch.jit.load(io.BytesIO(buffer.getvalue())), str(path))
     return system
+
+
+def _require_harmless(element: ElementTree.Element, path: Path) -> None:
+    kind = element.get("type", "")
+    if kind == "PythonForce":
+        raise UntrustedModelError(
+            f"{path} holds a PythonForce, which runs code when it is read; "
+            "create the System from the model file instead"
+        )
+    if kind == "TorchForce":
+        try:
+            archive = bytes.fromhex(element.get("encodedFileContents", ""))
+        except ValueError:
+            archive = b""
+        load_program(archive, str(path))

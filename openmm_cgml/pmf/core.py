@@ -80,7 +80,10 @@ def build(architecture: dict[str, Any]) -> PMF:
     module, _, name = str(architecture.get("class", "")).partition(":")
     if module.rpartition(".")[0] != __package__:
         raise InputError(f"architecture names {module!r}, which is not a PMF of this package")
-    cls = getattr(importlib.import_module(module), name, None)
+    try:
+        cls = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        cls = None
     if not (isinstance(cls, type) and issubclass(cls, PMF)):
         raise InputError(f"architecture names {module}:{name}, which is not a PMF")
     arguments = dict(architecture.get("arguments", {}))
