@@ -75,7 +75,7 @@ def sha256(path: str | Path) -> str:
 
 
 def require_whole_trajectory(path: Path) -> None:
-    """Refuse a DCD, XTC or TRR file that ends inside a frame, or a DCD with frames missing.
+    """Refuse a DCD, XTC, TRR or NetCDF file that ends inside a frame, or with frames missing.
 
     Readers of these formats stop in silence at some such places. Other formats pass.
 
@@ -83,7 +83,12 @@ def require_whole_trajectory(path: Path) -> None:
         InputError: if the file is cut short or not of its format.
     """
     suffix = path.suffix.lower()
-    checks = {".dcd": _check_dcd, ".xtc": _check_frames, ".trr": _check_frames}
+    checks = {
+        ".dcd": _check_dcd,
+        ".xtc": _check_frames,
+        ".trr": _check_frames,
+        ".nc": _check_netcdf,
+    }
     if suffix not in checks:
         return
     try:
@@ -116,6 +121,19 @@ def _check_dcd(handle: BinaryIO, size: int, _: str) -> str | None:
         part = " and a part of one" if rest else ""
         return f"is cut short: its header says {promised} frames, it holds {held}{part}"
     return None
+
+
+def _check_netcdf(handle: BinaryIO, size: int, _: str) -> str | None:
+    """Map the frames that the header promises; the netCDF library fills in missing ones."""
+    import scipy.io
+
+    if handle.read(3) != b"CDF":
+        return None  # a later format inside HDF5, which reports its own damage
+    try:
+        with scipy.io.netcdf_file(handle.name, "r", mmap=True):
+            return None
+    except Exception:  # its parser meets damage with errors of every kind
+        return "is damaged or cut short"
 
 
 def _check_frames(handle: BinaryIO, size: int, suffix: str) -> str | None:

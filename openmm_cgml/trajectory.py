@@ -75,8 +75,8 @@ class Trajectory:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The position files, for provenance ("" where arrays were given)."""
-        return tuple(source.name for source in self._sources)
+        """The files of positions and of what is beside them, for provenance ("" for arrays)."""
+        return tuple(source.name for source in (*self._sources, *self._given))
 
     @property
     def has_forces(self) -> bool:

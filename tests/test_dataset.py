@@ -356,6 +356,26 @@ def test_frames_without_weight_are_never_drawn(weights) -> None:
     assert set(drawn) == set(np.flatnonzero(weights))
 
 
+@pytest.mark.parametrize(
+    ("random", "weights", "frame"),
+    [
+        (0.0, [0.0, 1.0, 1.0], 1),  # the point is at the left end of the first frame with weight
+        (1 - 2**-53, [0.1] * 10 + [0.0], 9),  # whose sum is less than one by rounding
+    ],
+)
+def test_draws_at_the_very_ends(random, weights, frame, monkeypatch) -> None:
+    class Generator:
+        def random(self):
+            return random
+
+        def permutation(self, values):
+            return values
+
+    dataset = numbered(np.array(weights))
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Generator())
+    assert dataset.draw(1)[0, 0, 0] == -frame
+
+
 # ---------------------------------------------------------------- map_trajectory
 
 

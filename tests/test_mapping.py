@@ -3,6 +3,7 @@
 import mdtraj
 import numpy as np
 import pytest
+import scipy.sparse
 from openmm import app
 
 import openmm_cgml as cgml
@@ -177,6 +178,36 @@ def test_protonation_states_and_the_rest(templates, residue, hydrogens) -> None:
 def test_amide_cap(templates) -> None:
     top = peptide(templates, [["NALA", "SER", "NHE"]])
     assert labels(cgml.MAPPINGS["backbone"](top))[-2:] == ["SER2-C", "NHE3-N"]
+
+
+def test_bridges_of_side_chains_are_no_backbone(templates) -> None:
+    """A lactam bridge is an amide between two residues, but not between their backbones."""
+    top = peptide(templates, [["ACE", "LYN", "GLY", "ASH", "NME"]])
+    atoms = {atom_label(top, a.index): a for a in top.atoms}
+    gone = {atoms[n] for n in ("LYN2-HZ2", "ASH4-OD2", "ASH4-HD2")}
+    top._bonds = [b for b in top._bonds if not gone & set(b)]
+    top.add_bond(atoms["LYN2-NZ"], atoms["ASH4-CG"])
+    found = labels(cgml.MAPPINGS["backbone"](top))
+    assert len(found) == 11 and not {"LYN2-NZ", "ASH4-CG"} & set(found)
+
+
+def test_a_cap_of_two_carbonyls(templates) -> None:
+    """Oxamic acid: its first carbon has a nitrogen and a carbonyl, but is no alpha carbon."""
+    top = mdtraj.Topology()
+    cap = top.add_residue("OXM", top.add_chain(), resSeq=0)
+    atoms = {
+        name: top.add_atom(name, mdtraj.element.get_by_symbol(name[0]), cap)
+        for name in ("N1", "H1", "H2", "C1", "O1", "C2", "O2")
+    }
+    for i, j in map(str.split, ("N1 H1", "N1 H2", "N1 C1", "C1 O1", "C1 C2", "C2 O2")):
+        top.add_bond(atoms[i], atoms[j])
+    joined = top.join(peptide(templates, [["GLY", "NME"]]))
+    nitrogen = next(a for a in joined.atoms if a.residue.name == "GLY" and a.name == "N")
+    joined.add_bond(joined.atom(5), nitrogen)
+    found = [label.partition("-")[::2] for label in labels(cgml.MAPPINGS["backbone"](joined))]
+    assert [(residue[:3], atom) for residue, atom in found] == [
+        ("OXM", "C2"), ("GLY", "N"), ("GLY", "CA"), ("GLY", "C"), ("NME", "N")
+    ]  # fmt: skip
 
 
 def test_water_and_ions_are_no_backbone(templates) -> None:
@@ -384,6 +415,12 @@ def test_bonds_are_contracted_to_the_nearest_bead(top) -> None:
     assert three.topology.bonds == ((0, 1), (1, 2))
 
 
+def test_what_shared_atoms_lead_to_belongs_to_the_lower_bead(top) -> None:
+    """N of the last residue hangs on C, which two beads share: one of them has the bond."""
+    mapping = cgml.com_mapping(top, [[8, 14], [10, 14], [18]])
+    assert mapping.topology.bonds == ((0, 1), (0, 2))
+
+
 def test_separate_molecules_are_not_bonded(templates) -> None:
     top = peptide(templates, [["ACE", "GLY", "NME"], ["ACE", "GLY", "NME"]])
     assert cgml.MAPPINGS["calpha"](top).topology.bonds == ()
@@ -431,6 +468,14 @@ def test_equal_beads_are_found_in_any_order_of_atoms(top) -> None:
         cgml.com_mapping(top, [[8, 10], [10, 8]])
     # The same atoms with other weights are another bead.
     group_mapping(top, [[8, 10], [8, 10]], [[0.5, 0.5], [0.4, 0.6]])
+
+
+def test_equal_rows_of_any_matrix_are_found(top) -> None:
+    good = cgml.com_mapping(top, [[8, 10], [4, 6]])
+    data, columns = [0.5, 0.5, 0.5, 0.5], [8, 10, 10, 8]
+    unsorted = scipy.sparse.csr_array((data, columns, [0, 2, 4]), shape=(2, 22))
+    with pytest.raises(cgml.InputError, match=r"the same atoms \(ALA2-CA, ALA2-CB\); remove one"):
+        Mapping("custom", unsorted, good.topology, good.atom_labels)
 
 
 def test_mapping_checks_what_it_is_made_of(top) -> None:

@@ -148,6 +148,24 @@ def test_beads_keep_their_order_where_residues_do_not(beads, program) -> None:
     assert again == mixed
 
 
+@pytest.mark.parametrize("program", ["mdtraj", "openmm"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # The last residue of one chain and the first of the next may look alike,
+        {"residue_names": ("GLY",) * 4, "residue_ids": (7, 7, 1, 1), "chain_ids": tuple("AAAB")},
+        # and so may neighbours in number alone (insertion codes).
+        {"residue_names": ("GLY", "SER", "SER", "SER"), "residue_ids": (7, 7, 7, 1)},
+    ],
+)
+def test_residues_are_told_apart_by_chain_number_and_name(program, changes) -> None:
+    beads = cgml.CGTopology(**fields(**changes))
+    top = getattr(beads, f"to_{program}")()
+    assert len(list(top.residues if program == "mdtraj" else top.residues())) == 3
+    found = getattr(cgml.CGTopology, f"from_{program}")(top, beads.masses, beads.bead_types)
+    assert found == beads
+
+
 def test_element_masses_are_taken_where_there_are_elements(data) -> None:
     top = cgml.read_topology(data / "topology.pdb")
     atoms = cgml.CGTopology.from_mdtraj(top)
