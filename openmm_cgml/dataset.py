@@ -411,7 +411,7 @@ def map_trajectory(
         pairs = _constraint_pairs(trajectory, constraints, chunk)
         fitted = _fit_force_map(trajectory, mapping, force_map, pairs, chunk)
     provenance = _describe(mapping, fitted)
-    files = [s for s in trajectory.sources if s]
+    files = list(dict.fromkeys(s for s in trajectory.sources if s))
     names = [Path(s).name for s in files]
     sources = {
         n if names.count(n) == 1 else s: sha256(s) for n, s in zip(names, files, strict=True)

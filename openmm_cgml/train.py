@@ -171,7 +171,7 @@ def _claim(folder: Path, training: dict[str, Any], resume: bool) -> None:
         if differing:
             raise InputError(
                 f"{folder} holds checkpoints of another training (other {', '.join(differing)}); "
-                "give another folder, or resume=False to overwrite them"
+                "give another folder, or delete them"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)

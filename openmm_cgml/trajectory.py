@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError, first_line
-from .files import require_file, require_whole_trajectory
+from .errors import InputError
+from .files import require_file
+from .formats import BESIDE, Source, open_file, read_array, read_positions
 from .topology import atom_label, read_topology
 from .units import FORCE_UNITS, LENGTH_UNITS, is_quantity, strip_array, unit_factor
-
-_MDTRAJ_FORMATS = (".dcd", ".xtc", ".trr", ".nc", ".pdb")
-_BESIDE = ("forces", "weights", "bias_energy", "box")
 
 
 @dataclass(frozen=True)
@@ -39,25 +37,6 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """One file or array: a part of a trajectory, or something given beside the whole of it.
-
-    Attributes:
-        name: the file, or "" for an array.
-        positions: a file that mdtraj reads, something array-like (frames, atoms, 3), or None.
-        beside: what else it holds, name -> array-like (frames, ...).
-    """
-
-    name: str
-    positions: Any
-    beside: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        return self.name or "the position array"
-
-
-@dataclass(frozen=True)
 class Trajectory:
     """A trajectory on disk (or in memory) with its topology; iterate `chunks`.
 
@@ -68,8 +47,8 @@ class Trajectory:
     """
 
     topology: Any
-    _sources: tuple[_Source, ...]
-    _given: tuple[_Source, ...]
+    _sources: tuple[Source, ...]
+    _given: tuple[Source, ...]
     _length_factor: float
     _force_factor: float
 
@@ -96,9 +75,9 @@ class Trajectory:
         first: set[str] = set()
         for source in self._sources:
             begin = start
-            for positions, box in _read_positions(source, self.topology, size):
+            for positions, box in read_positions(source, self.topology, size):
                 chunk = self._assemble(source, positions, box, begin, start)
-                present = {name for name in _BESIDE if getattr(chunk, name) is not None}
+                present = {name for name in BESIDE if getattr(chunk, name) is not None}
                 if start == 0:
                     first = present
                 if present != first:
@@ -119,7 +98,7 @@ class Trajectory:
         return ", ".join(s.name for s in self._sources if s.name) or "the position array"
 
     def _assemble(
-        self, source: _Source, positions: Any, box: Any, begin: int, start: int
+        self, source: Source, positions: Any, box: Any, begin: int, start: int
     ) -> Frames:
         """Return a chunk; `begin` and `start` are the first frames of its file and of itself."""
         where, frames = source.label, len(positions)
@@ -179,7 +158,7 @@ def read_trajectory(
     length_factor = unit_factor(LENGTH_UNITS, length_unit, "length")
     force_factor = unit_factor(FORCE_UNITS, force_unit, "force")
     beside = {"forces": forces, "weights": weights, "bias_energy": bias_energy}
-    given = [_read_array(v, name) for name, v in beside.items() if v is not None]
+    given = [read_array(v, name) for name, v in beside.items() if v is not None]
     replaced = {name for name, v in beside.items() if v is not None}
     sources = []
     for one in trajectory if isinstance(trajectory, (list, tuple)) else [trajectory]:
@@ -187,21 +166,21 @@ def read_trajectory(
         if isinstance(one, mdtraj.Trajectory):
             top = one.topology if top is None else top
             box = {} if one.unitcell_vectors is None else {"box": one.unitcell_vectors}
-            source, fixes_unit = _Source("", one.xyz, box), True
+            source, fixes_unit = Source("", one.xyz, box), True
         elif isinstance(one, (str, Path)):
             path = require_file(one, "trajectory")
             if top is None and path.suffix.lower() in (".pdb", ".h5", ".hdf5"):
                 top = path
-            source = _open_file(path)
+            source = open_file(path)
             fixes_unit = path.suffix.lower() not in (".npz", ".npy")
         else:
-            source = _Source("", strip_array(one, "nanometer", what="the position array"), {})
+            source = Source("", strip_array(one, "nanometer", what="the position array"), {})
         if fixes_unit and length_unit != "nm":
             raise InputError(
                 f"{source.name or 'the trajectory'} fixes its length unit; leave length_unit out"
             )
         kept = {name: v for name, v in source.beside.items() if name not in replaced}
-        sources.append(_Source(source.name, source.positions, kept))
+        sources.append(Source(source.name, source.positions, kept))
     if not sources:
         raise InputError("the list of trajectory files is empty; give at least one")
     if is_quantity(forces) and force_unit != "kJ/mol/nm":
@@ -220,149 +199,6 @@ def read_trajectory(
     return Trajectory(topology, tuple(sources), tuple(given), length_factor, force_factor)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """An array in an HDF5 file, read a slice at a time."""
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    factor: float = 1.0
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, frames: slice) -> np.ndarray:
-        import h5py
-
-        with h5py.File(self.path, "r") as handle:
-            return np.asarray(handle[self.name][frames]) * self.factor
-
-
-def _open_file(path: Path) -> _Source:
-    suffix = path.suffix.lower()
-    if suffix in _MDTRAJ_FORMATS:
-        return _Source(str(path), path, {})
-    try:
-        if suffix == ".npz":
-            return _open_npz(path)
-        if suffix == ".npy":
-            return _Source(str(path), np.load(path, mmap_mode="r", allow_pickle=False), {})
-        if suffix in (".h5", ".hdf5"):
-            return _open_mdtraj_hdf5(path)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"cannot read {path}: {first_line(error)}; it is damaged or cut short, make it again"
-        ) from error
-    raise InputError(
-        f"trajectory {path} has an unknown format {suffix!r}; give "
-        f"{', '.join(_MDTRAJ_FORMATS)}, .h5, .npz or .npy"
-    )
-
-
-def _open_npz(path: Path) -> _Source:
-    with np.load(path, allow_pickle=False) as handle:
-        if "positions" not in handle.files:
-            raise InputError(
-                f"{path} has no array 'positions' (it has {', '.join(handle.files)}); "
-                "rename the array"
-            )
-        beside = {name: handle[name] for name in _BESIDE if name in handle.files}
-        return _Source(str(path), handle["positions"], beside)
-
-
-def _open_mdtraj_hdf5(path: Path) -> _Source:
-    import h5py
-    import mdtraj.utils
-
-    with h5py.File(path, "r") as handle:
-        if "coordinates" not in handle:
-            raise InputError(
-                f"{path} is not an MDTraj HDF5 trajectory (no 'coordinates'); "
-                "give an all-atom trajectory"
-            )
-        stored = handle["coordinates"]
-        unit = stored.attrs.get("units", "nanometers")
-        unit = (unit.decode() if isinstance(unit, bytes) else str(unit)).removesuffix("s")
-        factor = unit_factor(LENGTH_UNITS, unit, f"{path}: length")
-        positions = _Stored(path, "coordinates", stored.shape, factor)
-        beside: dict[str, Any] = {}
-        if "cell_lengths" in handle:
-            lengths = np.asarray(handle["cell_lengths"]) * factor
-            vectors = mdtraj.utils.lengths_and_angles_to_box_vectors(
-                *lengths.T, *np.asarray(handle["cell_angles"]).T
-            )
-            beside["box"] = np.stack(vectors, axis=1)
-        for name in ("forces", "weights", "bias_energy"):
-            if name in handle:
-                beside[name] = _Stored(path, name, handle[name].shape)
-    return _Source(str(path), positions, beside)
-
-
-def _read_array(source: Any, name: str) -> _Source:
-    if not isinstance(source, (str, Path)):
-        units = {"forces": "kilojoule/mole/nanometer", "bias_energy": "kilojoule/mole"}
-        array = strip_array(source, units.get(name, "dimensionless"), what=name)
-        return _Source("", None, {name: array})
-    path = require_file(source, name)
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _Source(str(path), None, {name: loaded})
-        with loaded:
-            if name not in loaded.files:
-                raise InputError(
-                    f"{path} has no array {name!r} (it has {', '.join(loaded.files)}); rename it"
-                )
-            return _Source(str(path), None, {name: loaded[name]})
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"cannot read {name} from {path}: {first_line(error)}; give a whole .npy or .npz file"
-        ) from error
-
-
-def _read_positions(
-    source: _Source, top: Any, size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    import mdtraj
-
-    if not isinstance(source.positions, Path):
-        for start in range(0, len(source.positions), size):
-            yield source.positions[start : start + size], None
-        return
-    path = source.positions
-    require_whole_trajectory(path)
-    with_top = {} if path.suffix.lower() == ".pdb" else {"top": top}
-    chunks = iter(mdtraj.iterload(str(path), chunk=size, **with_top))
-    while True:
-        try:
-            chunk = next(chunks)
-        except StopIteration:
-            return
-        except Exception as error:
-            reason = first_line(error)
-            if "atoms" in reason or "shape" in reason:
-                raise InputError(
-                    f"{path} does not fit the topology of {top.n_atoms} atoms ({reason}); "
-                    "give the topology that it was written with"
-                ) from error
-            raise InputError(
-                f"{path} is damaged or cut short ({reason}); "
-                "make it again, or cut it to whole frames"
-            ) from error
-        if chunk.n_frames == 0:
-            return
-        yield chunk.xyz, chunk.unitcell_vectors
-
-
 def _require_shape(values: Any, name: str, where: str, top: Any) -> None:
     atoms = top.n_atoms
     frame = {"positions": (atoms, 3), "forces": (atoms, 3), "box": (3, 3)}.get(name, ())
@@ -379,7 +215,7 @@ def _require_shape(values: Any, name: str, where: str, top: Any) -> None:
     raise InputError(f"{what} have shape {shape}; give ({wanted})")
 
 
-def _require_length(source: _Source, frames: int, other: str) -> None:
+def _require_length(source: Source, frames: int, other: str) -> None:
     for name, values in source.beside.items():
         if len(values) != frames:
             what = f"{name} of {source.name}" if source.name else name
@@ -393,7 +229,7 @@ def _unequal(what: str, frames: int, other: str, others: Any) -> str:
     )
 
 
-def _check_weights(sources: list[_Source]) -> None:
+def _check_weights(sources: list[Source]) -> None:
     """Refuse weights that no frame could be drawn by, before anything long begins."""
     total, start = 0.0, 0
     for source in sources:

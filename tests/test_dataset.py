@@ -473,6 +473,14 @@ def test_sources_of_one_name_are_kept_apart(boxed, mapped, tmp_path) -> None:
     assert dataset.sources == {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
+def test_a_file_that_is_used_twice_is_one_source(boxed, mapped, tmp_path) -> None:
+    arrays, top = boxed
+    np.savez(tmp_path / "run.npz", **arrays)
+    path = tmp_path / "run.npz"
+    trajectory = cgml.read_trajectory(path, top=top, forces=path, weights=path)
+    assert set(cgml.map_trajectory(trajectory, **mapped).sources) == {"run.npz"}
+
+
 def test_frames_are_numbered_through(boxed, mapped, tmp_path) -> None:
     """An error in the second chunk names the frame of the run, and no file is left."""
     arrays, top = boxed

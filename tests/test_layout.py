@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Data flows down: a module imports from the lines above its own and from files left of it.
 LEVELS = [
     "version errors units registry geometry files",
-    "topology trajectory",
+    "topology formats trajectory",
     "mapping/",
     "dataset reference reweight",
     "pmf/ flow/",

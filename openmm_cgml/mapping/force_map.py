@@ -257,7 +257,9 @@ def constraints_from_system(system: Any) -> list[tuple[int, int]]:
     except ElementTree.ParseError as error:
         raise InputError(f"{path} is not XML ({error}); give a serialised OpenMM System") from None
     if root.tag != "System":
-        raise InputError(f"{path} holds a {root.tag}, not an OpenMM System")
+        raise InputError(
+            f"{path} holds a {root.tag}, not an OpenMM System; give a serialised System"
+        )
     return [(int(c.get("p1", 0)), int(c.get("p2", 0))) for c in root.iterfind("Constraints/*")]
 
 
