@@ -187,8 +187,8 @@ class Langevin:
     def _speed(self) -> str:
         per_day = self.steps_per_second * self.timestep * 86.4
         return (
-            f"{self.steps_per_second:,.0f} replica-steps/s, {per_day:,.0f} ns/day in all, "
-            f"{per_day / self.copies:,.1f} a copy"
+            f"{self.steps_per_second:,.0f} steps/s, {per_day:,.0f} ns/day "
+            f"({per_day / self.copies:,.0f} a copy)"
         )
 
     def _info(self, stride: int) -> dict[str, Any]:
@@ -255,11 +255,13 @@ class _Progress:
     def __enter__(self) -> "_Progress":
         if self.show:
             from rich.console import Console
-            from rich.progress import Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                *Progress.get_default_columns()[:3],
-                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=14),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
             )
