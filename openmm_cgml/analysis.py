@@ -106,6 +106,23 @@ class Comparison:
         error = float(np.hypot(self.state_model.error, self.state_reference.error))
         return difference, error
 
+    def record(self) -> dict[str, Any]:
+        """Return the numbers as JSON; null where one is not finite (a state never seen)."""
+
+        def finite(value: float) -> float | None:
+            return float(value) if np.isfinite(value) else None
+
+        difference, error = self.delta_f
+        return {
+            "js": finite(self.js),
+            "js_excess": finite(self.js_excess),
+            "js_excess_error": finite(self.js_excess_error),
+            "js_reference_error": finite(self.js_reference_error),
+            "delta_f_kj_mol": {"value": finite(difference), "error": finite(error)},
+            "free_energy_rmse_kj_mol": finite(self.free_energy_rmse),
+            "coverage": finite(self.coverage),
+        }
+
 
 def dihedral_angles(
     positions: Any, quadruples: Sequence[Sequence[int]], box_vectors: Any = None

@@ -232,17 +232,7 @@ def analyze(
         run=frames.info,
         notes=[],
     )
-    difference, error = comparison.delta_f
-    numbers = {
-        "js": comparison.js,
-        "js_excess": comparison.js_excess,
-        "js_excess_error": comparison.js_excess_error,
-        "js_reference_error": comparison.js_reference_error,
-        "delta_f_kj_mol": {"value": difference, "error": error},
-        "free_energy_rmse_kj_mol": comparison.free_energy_rmse,
-        "coverage": comparison.coverage,
-    }
-    typer.echo(json.dumps(numbers))
+    typer.echo(json.dumps(comparison.record()))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Divergences, free energies and their errors, against exact expectations."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -75,6 +76,20 @@ def test_state_never_seen_is_infinite_not_a_crash() -> None:
     angles = sample(1000, 0, fraction=0.0)
     found = analysis.state_free_energy(dihedral_distribution(angles), 0.0, 2.2, KT)
     assert found.value == math.inf and found.population == 0
+
+
+def test_record_is_json_also_where_a_state_was_never_seen(data) -> None:
+    reference = data / "reference.npz"
+    unseen = dihedral_distribution(sample(1000, 0, fraction=0.0))
+    seen = analysis.distribution_of(reference, [])
+    comparison = analysis.Comparison(
+        unseen, seen, 0.02, 0.001, 0.0005, 0.0002, 0.5, 0.99, KT, (0.0, 2.2),
+        analysis.state_free_energy(unseen, 0, 2.2, KT),
+        analysis.state_free_energy(seen, 0, 2.2, KT),
+    )  # fmt: skip
+    text = json.dumps(comparison.record(), allow_nan=False)
+    assert json.loads(text)["delta_f_kj_mol"] == {"value": None, "error": None}
+    assert json.loads(text)["js"] == 0.02
 
 
 def test_weights_undo_a_bias() -> None:
