@@ -42,6 +42,8 @@ def map_command(
     com: Annotated[bool, typer.Option("--com", help="Selections give centres of mass.")] = False,
     forces: Annotated[str | None, typer.Option(help="Forces: .npy or .npz.")] = None,
     weights: Annotated[str | None, typer.Option(help="Frame weights: .npy or .npz.")] = None,
+    bias_energy: Annotated[str | None, typer.Option(help="Bias energy: .npy or .npz.")] = None,
+    bias: Annotated[str, typer.Option(help="What the run was biased by, in words.")] = "",
     force_map: Annotated[str, typer.Option(help=f"One of: {', '.join(FORCE_MAPS)}.")] = "optimal",
     system: Annotated[
         str | None,
@@ -67,6 +69,7 @@ def map_command(
         top=top,
         forces=forces,
         weights=weights,
+        bias_energy=bias_energy,
         length_unit=length_unit,
         force_unit=force_unit,
     )
@@ -82,6 +85,7 @@ def map_command(
         force_map=force_map,
         constraints="find" if system is None else system,
         periodic=not no_box,
+        bias=bias,
         output=output,
     )
     _say(f"{output}: {len(dataset)} frames of {len(dataset.topology)} beads")

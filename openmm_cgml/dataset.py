@@ -48,6 +48,7 @@ class CGDataset:
         box: (frames, 3, 3) box vectors, nm; None if not periodic.
         mapping: provenance of the map (matrices as triplets, constraint groups, force noise).
         sources: file name -> SHA-256 of what it was made from.
+        bias: what the run was biased by, in words; "" if it was not.
 
     One more argument, `first_frame`, is the number of the first frame in a longer run; it is for
     messages and not kept.
@@ -66,6 +67,7 @@ class CGDataset:
     box: np.ndarray | None = None
     mapping: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    bias: str = ""
     first_frame: InitVar[int] = 0
 
     def __post_init__(self, first_frame: int) -> None:
@@ -190,7 +192,7 @@ class CGDataset:
         """Write the HDF5 file; an existing one is replaced only when the new one is complete."""
         with DatasetWriter(path, self.topology, self.temperature) as writer:
             writer.add(self)
-            writer.describe(self.mapping, self.sources)
+            writer.describe(self.mapping, self.sources, self.bias)
 
     def _require_finite(self, name: str, values: np.ndarray, first_frame: int) -> None:
         if np.isfinite(values).all():
@@ -238,6 +240,7 @@ class DatasetWriter:
         self._names: tuple[str, ...] | None = None
         self._mapping: dict[str, Any] = {}
         self._sources: dict[str, str] = {}
+        self._bias = ""
 
     def __enter__(self) -> "DatasetWriter":
         import h5py
@@ -271,9 +274,9 @@ class DatasetWriter:
             data.resize(len(data) + len(values), axis=0)
             data[-len(values) :] = values
 
-    def describe(self, mapping: dict[str, Any], sources: dict[str, str]) -> None:
+    def describe(self, mapping: dict[str, Any], sources: dict[str, str], bias: str = "") -> None:
         """Record how the frames were made."""
-        self._mapping, self._sources = mapping, sources
+        self._mapping, self._sources, self._bias = mapping, sources, bias
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
         try:
@@ -295,6 +298,7 @@ class DatasetWriter:
             package_version=__version__,
             temperature_K=self._temperature,
             sources=json.dumps(self._sources),
+            bias=self._bias,
         )
 
 
@@ -355,6 +359,7 @@ def _open(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
                 "temperature": float(handle.attrs["temperature_K"]),
                 "mapping": json.loads(handle["mapping"].asstr()[()]),
                 "sources": json.loads(handle.attrs["sources"]),
+                "bias": str(handle.attrs.get("bias", "")),
             }
             handle["frames/positions"]
         except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -370,6 +375,7 @@ def map_trajectory(
     force_map: str | ForceMap = "optimal",
     constraints: Any = "find",
     periodic: bool = True,
+    bias: str = "",
     output: str | Path | None = None,
     chunk: int = 2000,
 ) -> CGDataset:
@@ -387,6 +393,7 @@ def map_trajectory(
             distances that never change.
         periodic: keep the trajectory's box, so that the model takes minimum images. False: treat
             a whole molecule as isolated, e.g. a solute whose solvent is averaged out.
+        bias: what the run was biased by, in words; travels with the dataset and its models.
         output: HDF5 file to write; also returned. None: in memory only.
         chunk: frames read at a time.
 
@@ -419,7 +426,7 @@ def map_trajectory(
     parts = _mapped_chunks(trajectory, mapping, fitted, periodic, chunk)
     if output is not None:
         with DatasetWriter(output, mapping.topology, temperature) as writer:
-            writer.describe(provenance, sources)
+            writer.describe(provenance, sources, bias)
             for part in parts:
                 # Checks each chunk; a bad frame leaves no file behind.
                 writer.add(CGDataset(topology=mapping.topology, temperature=temperature, **part))
@@ -433,6 +440,7 @@ def map_trajectory(
         temperature=temperature,
         mapping=provenance,
         sources=sources,
+        bias=bias,
         **arrays,
     )
 

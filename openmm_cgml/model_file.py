@@ -232,6 +232,7 @@ def save_model(
         "architecture": pmf.architecture(),
         "training": training,
         "data_sources": dataset.sources,
+        "data_bias": dataset.bias,
     }
     text = json.dumps(card)
     shell = ExportedModel(pmf.to("cpu").float().eval(), len(dataset.topology), text).eval()

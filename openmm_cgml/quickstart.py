@@ -105,6 +105,7 @@ def quickstart(
             temperature=setup["temperature_K"],
             force_map="optimal",
             constraints=files / setup["system"],
+            bias=setup["bias"],
             output=folder / "dataset.h5",
         ).select(slice(None, None, effort.stride))
         train, valid = dataset.split(0.9)

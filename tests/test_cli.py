@@ -49,6 +49,7 @@ def folder(data, tmp_path_factory) -> Path:
     np.savez(folder / "run.npz", positions=arrays["positions"] * 10.0)
     np.save(folder / "forces.npy", arrays["forces"] / 41.84)
     np.save(folder / "weights.npy", arrays["weights"])
+    np.save(folder / "bias.npy", arrays["bias_energy"])
     return folder
 
 
@@ -58,6 +59,7 @@ def test_the_road(cgml_command, folder, data, dataset) -> None:
     printed, said = cgml_command(
         *("map", folder / "run.npz", "--top", data / "topology.pdb", "--temperature", 300),
         *("--forces", folder / "forces.npy", "--weights", folder / "weights.npy"),
+        *("--bias-energy", folder / "bias.npy", "--bias", "metadynamics on (phi, psi)"),
         *("--length-unit", "angstrom", "--force-unit", "kcal/mol/angstrom"),
         *("--system", data / "system.xml", "-o", folder / "data.h5"),
     )
@@ -74,6 +76,7 @@ def test_the_road(cgml_command, folder, data, dataset) -> None:
         top=data / "topology.pdb",
         forces=folder / "forces.npy",
         weights=folder / "weights.npy",
+        bias_energy=folder / "bias.npy",
         length_unit="angstrom",
         force_unit="kcal/mol/angstrom",
     )
@@ -82,9 +85,10 @@ def test_the_road(cgml_command, folder, data, dataset) -> None:
         trajectory, mapping, temperature=300, constraints=data / "system.xml"
     )
     assert expected.topology == mapped.topology == dataset.topology
-    for name in ("positions", "forces", "weights"):
+    assert mapped.bias == "metadynamics on (phi, psi)"
+    for name in ("positions", "forces", "weights", "bias_energy"):
         np.testing.assert_array_equal(getattr(mapped, name), getattr(expected, name))
-    assert set(mapped.sources) == {"run.npz", "forces.npy", "weights.npy"}
+    assert set(mapped.sources) == {"run.npz", "forces.npy", "weights.npy", "bias.npy"}
 
     # train
     arguments = ("train", folder / "data.h5", "--epochs", 1, "--width", 16, "--depth", 2)

@@ -33,6 +33,7 @@ def make(frames: int = 30, seed: int = 0, **changes) -> cgml.CGDataset:
         "box": np.repeat(3 * np.eye(3, dtype=np.float32)[None], frames, axis=0),
         "mapping": {"name": "custom", "numbers": [1, 2.5]},
         "sources": {"run.dcd": "ab12"},
+        "bias": "umbrella on x",
     }
     return cgml.CGDataset(**(values | changes))
 
@@ -48,6 +49,7 @@ def assert_equal(one: cgml.CGDataset, other: cgml.CGDataset) -> None:
     assert one.temperature == other.temperature
     assert one.mapping == other.mapping
     assert one.sources == other.sources
+    assert one.bias == other.bias
 
 
 def leftovers(folder) -> list[str]:
@@ -125,7 +127,7 @@ def test_chunks_written_one_by_one(tmp_path) -> None:
     with DatasetWriter(tmp_path / "data.h5", dataset.topology, dataset.temperature) as writer:
         for part in (slice(0, 4), slice(4, 5), slice(5, 30)):
             writer.add(dataset.select(part))
-        writer.describe(dataset.mapping, dataset.sources)
+        writer.describe(dataset.mapping, dataset.sources, dataset.bias)
     assert_equal(cgml.read_dataset(tmp_path / "data.h5"), dataset)
 
 
