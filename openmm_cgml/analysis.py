@@ -24,7 +24,7 @@ from .units import thermal_energy
 BINS = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DihedralDistribution:
     """A probability over two dihedrals, with that of several contiguous blocks for its noise.
 
@@ -69,7 +69,7 @@ class StateFreeEnergy:
     population: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """How far a model's distribution is from the reference's.
 

@@ -34,7 +34,7 @@ _PER_FRAME = ("positions", "forces", "weights", "bias_energy", "box")
 _UNITS = {"positions": "nm", "forces": "kJ/mol/nm", "bias_energy": "kJ/mol", "box": "nm"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CGDataset:
     """Frames of a coarse-grained molecule, with what is needed to learn from them.
 

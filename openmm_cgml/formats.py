@@ -18,7 +18,7 @@ BESIDE = ("forces", "weights", "bias_energy", "box")
 _MDTRAJ_FORMATS = (".dcd", ".xtc", ".trr", ".nc", ".pdb")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """One file or array: a part of a trajectory, or something given beside the whole of it.
 

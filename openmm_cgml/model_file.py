@@ -7,7 +7,7 @@ evaluated, checks every operator of every method against a list of plain tensor 
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,8 +152,8 @@ class ModelFile:
     """
 
     name: str
-    archive: bytes
-    card: dict[str, Any]
+    archive: bytes = field(repr=False)
+    card: dict[str, Any] = field(repr=False)
 
     @property
     def topology(self) -> CGTopology:

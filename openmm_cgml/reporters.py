@@ -21,7 +21,7 @@ from .topology import CGTopology
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """Frames of several copies of a molecule.
 

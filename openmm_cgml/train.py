@@ -31,7 +31,7 @@ from .pmf.core import PMF, SumPMF, energy_and_forces
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FitResult:
     """A trained PMF and how it came about; what `save_model` writes.
 
@@ -220,7 +220,7 @@ def _split_terms(pmf: PMF) -> tuple[PMF | None, PMF]:
     return (SumPMF(*still) if still else None), SumPMF(*moving)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Frames(Dataset):
     """Tensors of a dataset; the target is the force that the fixed terms leave."""
 

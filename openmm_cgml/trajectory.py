@@ -14,7 +14,7 @@ from .topology import atom_label, read_topology
 from .units import FORCE_UNITS, LENGTH_UNITS, is_quantity, strip_array, unit_factor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frames:
     """A chunk of consecutive all-atom frames.
 
@@ -36,7 +36,7 @@ class Frames:
         return len(self.positions)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """A trajectory on disk (or in memory) with its topology; iterate `chunks`.
 

@@ -27,6 +27,10 @@ def test_the_card_describes_the_model(model, dataset) -> None:
     assert json.loads(json.dumps(card)) == card
 
 
+def test_a_model_is_printed_in_a_line(model) -> None:
+    assert repr(model) == "Model(file=ModelFile(name='small.pt'))"
+
+
 def test_the_card_is_an_extra_file_too(model, tmp_path) -> None:
     path = tmp_path / "copy.pt"
     path.write_bytes(model.file.archive)

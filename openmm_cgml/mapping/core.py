@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..topology import CGTopology, atom_label, atom_masses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mapping:
     """A linear map R = M r from atoms to beads, with the beads' topology.
 

@@ -27,7 +27,7 @@ from .core import Mapping, apply_matrix
 RIDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ForceMap:
     """A constant linear force map F = B f.
 
