@@ -195,19 +195,22 @@ def coordinate_ranges(dataset: CGDataset) -> dict[str, Any]:
 
     Returns:
         ``pairs``: bonded pairs; ``shortest`` and ``longest``: nm, each pair's extremes;
-        ``radius_of_gyration``: nm, the data's extremes.
+        ``radius_of_gyration``: nm, the data's extremes. Empty in a periodic box, where molecules
+        may be torn.
     """
+    if dataset.box is not None or not dataset.topology.bonds:
+        return {}
     positions = torch.as_tensor(dataset.positions, dtype=torch.float64)
     pairs = [list(b) for b in dataset.topology.bonds]
-    ranges: dict[str, Any] = {"pairs": pairs, "shortest": [], "longest": []}
-    if pairs and dataset.box is None:
-        lengths = geometry.distances(positions, torch.tensor(pairs))
-        ranges["shortest"] = lengths.amin(0).tolist()
-        ranges["longest"] = lengths.amax(0).tolist()
+    lengths = geometry.distances(positions, torch.tensor(pairs))
     spread = positions - positions.mean(1, keepdim=True)
     gyration = spread.square().sum(-1).mean(-1).sqrt()
-    ranges["radius_of_gyration"] = [float(gyration.min()), float(gyration.max())]
-    return ranges
+    return {
+        "pairs": pairs,
+        "shortest": lengths.amin(0).tolist(),
+        "longest": lengths.amax(0).tolist(),
+        "radius_of_gyration": [float(gyration.min()), float(gyration.max())],
+    }
 
 
 def _split_terms(pmf: PMF) -> tuple[PMF | None, PMF]:
