@@ -72,11 +72,10 @@ def choose_backend(name: str | None = None) -> str:
     """
     if name is not None:
         BACKENDS[name]  # noqa: B018  (unknown names raise)
-    reason = None if name == "python" else torchforce_problem()
-    if name == "torchforce" and reason is not None:
-        raise BackendError(f"TorchForce does not work here: {reason}")
-    if name is not None:
+        if name == "torchforce" and (reason := torchforce_problem()):
+            raise BackendError(f"TorchForce does not work here: {reason}")
         return name
+    reason = torchforce_problem()
     if reason is None:
         return "torchforce"
     warnings.warn(
