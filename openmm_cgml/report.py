@@ -23,7 +23,7 @@ table { border-collapse: collapse; font-size: 0.9rem; }
 td, th { text-align: left; padding: 0.25rem 1.2rem 0.25rem 0; border-bottom: 1px solid #eef1f4; }
 .note { background: #fff7e0; border-left: 4px solid #e0a800; padding: 0.6rem 1rem;
         max-width: 52rem; }
-figcaption { color: #51606f; font-size: 0.85rem; max-width: 60rem; } figure { margin: 0; }
+figcaption { color: #51606f; font-size: 0.85rem; max-width: 60rem; } figure { margin: 0 0 1.4rem; }
 """
 
 
