@@ -1,6 +1,7 @@
 """Maps from a user's own selection strings (mdtraj's selection language)."""
 
 import re
+import warnings
 from collections.abc import Mapping as MappingType
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +52,9 @@ def selection_mapping(
 
 def _select(top: Any, text: str) -> list[int]:
     try:
-        atoms = [int(a) for a in top.select(text)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mdtraj's parser uses deprecated names
+            atoms = [int(a) for a in top.select(text)]
     except Exception as error:
         reason = first_line(error)
         # The parser lists every keyword that it expected; where it stopped says more.
