@@ -381,8 +381,8 @@ def map_trajectory(
 ) -> CGDataset:
     """Map a trajectory, and its forces if it has any, to a dataset.
 
-    Reads the trajectory twice where forces are mapped (once for constraints and force
-    statistics), a chunk at a time.
+    Reads the trajectory a chunk at a time, and up to three times where forces are mapped: to find
+    constraints, to gather force statistics, and to map.
 
     Args:
         trajectory: from `read_trajectory`.
@@ -478,11 +478,13 @@ def _require_whole_beads(
     positions: np.ndarray, box: np.ndarray, mapping: Mapping, first_frame: int
 ) -> None:
     """Refuse beads whose atoms lie on two sides of a periodic boundary: their mean is nowhere."""
+    if mapping.is_slice:
+        return
     half = 0.5 * np.abs(np.diagonal(box, axis1=1, axis2=2))
     for bead in range(len(mapping.topology)):
         atoms = mapping.matrix[[bead]].indices
-        spread = np.ptp(positions[:, atoms], axis=1)
-        if len(atoms) > 1 and (spread > half).any():
+        spread = np.ptp(positions[:, atoms], axis=1)  # zero for a single atom
+        if (spread > half).any():
             frame = first_frame + int(np.argmax((spread > half).any(axis=1)))
             raise InputError(
                 f"bead {mapping.topology.label(bead)} is torn across the periodic boundary in "

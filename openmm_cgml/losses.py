@@ -1,6 +1,5 @@
 """Training objectives, and what part of their value no model can remove."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +12,6 @@ from .errors import InputError
 from .registry import Registry
 
 LOSSES = Registry("loss", {"force_matching": "openmm_cgml.losses:force_matching"})
-
-#: predicted forces, target forces, frame weights -> loss
-Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def force_matching(predicted: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -78,6 +78,8 @@ class Langevin:
         )
         self.timestep = strip(timestep, "picosecond", what="timestep", positive=True)
         self.friction = strip(friction, "per_picosecond", what="friction")
+        if self.friction < 0:
+            raise InputError(f"friction is {self.friction} per ps; give 0 or more")
         self.seed = int(seed)
         positions = start_positions(self.model, start, self.copies, self.seed)
         if abs(self.temperature - self.model.temperature) > 0.5:

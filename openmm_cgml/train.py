@@ -129,12 +129,11 @@ def fit(
     pmf.to("cpu").eval()
     residuals = valid_frames.residuals(trainable.to("cpu"))
     noise = estimate_force_noise(np.asarray(valid.positions, dtype=np.float64), residuals)
-    if module.history:
-        logger.info(
-            "force RMSE %.1f kJ/mol/nm, of which noise that no model removes about %.1f",
-            noise.residual,
-            noise.floor,
-        )
+    logger.info(
+        "force RMSE %.1f kJ/mol/nm, of which noise that no model removes about %.1f",
+        noise.residual,
+        noise.floor,
+    )
     return FitResult(
         pmf=pmf,
         dataset=train,

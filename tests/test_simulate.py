@@ -157,6 +157,11 @@ def test_a_copy_that_blows_up_is_named_and_earlier_frames_kept(springs, tmp_path
     assert len(cgml.read_run(tmp_path / "wild.h5")) >= 1
 
 
+def test_negative_friction_is_refused(springs) -> None:
+    with pytest.raises(cgml.InputError, match="friction is -1.0 per ps; give 0 or more"):
+        cgml.Langevin(springs, start(2), 2, friction=-1)
+
+
 def test_users_platform_and_properties_are_taken(springs) -> None:
     cpu = openmm.Platform.getPlatform("CPU")
     simulation = cgml.Langevin(springs, start(2), 2, platform=cpu, properties={"Threads": "1"})
