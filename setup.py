@@ -22,6 +22,7 @@ REQUIRES = [
     "scipy",
     "h5py",
     "lightning",
+    "pymbar>=4",
     "matplotlib",
     "rich",
     "typer",
@@ -39,7 +40,7 @@ EXTRAS = {
     "torchforce": ["openmmtorch==1.5", "torch==2.9.*", "openmm>=8.4,<8.6", NVRTC_13],
     "cuda12": ["openmmtorch[cuda12]==1.5", "torch==2.9.*", "openmm[cuda12]>=8.4,<8.6", NVRTC_13],
     "docs": ["sphinx", "myst-parser", "furo"],
-    "dev": ["pytest", "pytest-xdist", "ruff", "mypy"],
+    "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "physical_validation"],
 }
 
 setup(

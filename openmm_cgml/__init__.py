@@ -33,7 +33,9 @@ _EXPORTS = {
     "save_system": "system",
     "load_system": "system",
     "Langevin": "simulate",
-    "read_run": "reporters",
+    "read_run": "run_file",
+    "ReplicaExchange": "remd",
+    "ladder": "remd",
     "compare": "analysis",
     "diagnose": "doctor",
 }

@@ -18,7 +18,7 @@ import numpy as np
 from .dataset import CGDataset
 from .errors import InputError
 from .files import require_file
-from .reporters import Run
+from .run_file import Run
 from .units import thermal_energy
 
 BINS = 60
@@ -222,14 +222,16 @@ def distribution_of(
         InputError: if the file lacks an array or nothing is left.
     """
     if isinstance(source, Run):
-        kept = source.positions[source.time > discard_ps]
-        if not len(kept):
+        if len(source.temperatures) > 1:
             raise InputError(
-                f"the run is {source.time[-1]:.3g} ps long, nothing is left after {discard_ps} ps"
+                f"the run has {len(source.temperatures)} temperatures; take one with "
+                "run.at_temperature(...)"
             )
+        kept = source.after(discard_ps)
         # Copy after copy: blocks are then independent copies, not correlated times.
-        beads = kept.shape[2]
-        ordered = kept.transpose(1, 0, 2, 3).reshape(-1, beads, 3)
+        ordered = kept.positions.transpose(1, 0, 2, 3).reshape(-1, *kept.positions.shape[2:])
+        if kept.sick is not None:
+            ordered = ordered[~kept.sick.T.ravel()]
         box = source.info.get("box_vectors_nm")
         return dihedral_distribution(dihedral_angles(ordered, quadruples, box))
     if isinstance(source, CGDataset):
@@ -341,7 +343,8 @@ def compare(
     """Compare a model's distribution of two dihedrals with a reference's.
 
     Args:
-        model, reference: anything that `distribution_of` takes.
+        model, reference: anything that `distribution_of` takes; of a replica exchange the rung
+            at `temperature`.
         quadruples: two quadruples of bead indices.
         temperature: K.
         state: range of the first dihedral whose free energy is compared, radians.
@@ -353,6 +356,8 @@ def compare(
     if len(quadruples) != 2:
         raise InputError(f"{len(quadruples)} dihedrals were given; give two")
     kt = thermal_energy(temperature)
+    if isinstance(model, Run):
+        model = model.at_temperature(temperature)
     q = distribution_of(model, quadruples, discard_ps=discard_ps)
     p = distribution_of(reference, quadruples)
     excess = js_excess(q, p)

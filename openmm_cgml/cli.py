@@ -144,25 +144,47 @@ def train(
     )
 
 
+_Model = Annotated[str, typer.Argument(help="Model file from `cgml train`.")]
+_Start = Annotated[str, typer.Option(help="Dataset; starts are drawn from it by weight.")]
+_Length = Annotated[float, typer.Option(help="Length of each copy's trajectory, ns.")]
+_Timestep = Annotated[float, typer.Option(help="ps.")]
+_Friction = Annotated[float, typer.Option(help="1/ps.")]
+_Interval = Annotated[float, typer.Option(help="Between frames, ps.")]
+_OnSick = Annotated[str, typer.Option(help="Copies no longer finite: reset, drop or raise.")]
+_Seconds = Annotated[float | None, typer.Option(help="Stop after so long, to go on another time.")]
+_Checkpoint = Annotated[float, typer.Option(help="Seconds between checkpoints.")]
+_Platform = Annotated[str | None, typer.Option(help="OpenMM platform.")]
+_Properties = Annotated[
+    list[str] | None,
+    typer.Option("--property", help="Platform property, e.g. DeviceIndex=1; repeatable."),
+]
+_Backend = Annotated[str | None, typer.Option(help="torchforce or python.")]
+
+
 @app.command()
 def simulate(
-    model: Annotated[str, typer.Argument(help="Model file from `cgml train`.")],
+    model: _Model,
     output: _Output,
-    start: Annotated[str, typer.Option(help="Dataset; starts are drawn from it by weight.")],
-    ns: Annotated[float, typer.Option(help="Length of each copy's trajectory, ns.")],
+    start: _Start,
+    ns: _Length,
     copies: Annotated[int, typer.Option(min=1)] = 100,
     temperature: Annotated[
         float | None, typer.Option(help="K; the training temperature if not given.")
     ] = None,
-    timestep: Annotated[float, typer.Option(help="ps.")] = 0.002,
-    friction: Annotated[float, typer.Option(help="1/ps.")] = 1.0,
-    interval: Annotated[float, typer.Option(help="Between frames, ps.")] = 0.5,
+    timestep: _Timestep = 0.002,
+    friction: _Friction = 1.0,
+    interval: _Interval = 0.5,
+    minimize: Annotated[bool, typer.Option("--minimize", help="Relax every copy first.")] = False,
+    on_sick: _OnSick = "reset",
+    seconds: _Seconds = None,
+    checkpoint_seconds: _Checkpoint = 30.0,
     seed: int = 0,
-    platform: Annotated[str | None, typer.Option(help="OpenMM platform.")] = None,
-    backend: Annotated[str | None, typer.Option(help="torchforce or python.")] = None,
+    platform: _Platform = None,
+    platform_property: _Properties = None,
+    backend: _Backend = None,
     threads: _Threads = 1,
 ) -> None:
-    """Run Langevin dynamics of many copies in one OpenMM Context."""
+    """Run Langevin dynamics of many copies in one OpenMM Context; go on where it stopped."""
     from .dataset import read_dataset
     from .files import require_writable
     from .simulate import Langevin
@@ -176,13 +198,165 @@ def simulate(
         temperature=temperature,
         timestep=timestep,
         friction=friction,
+        minimize=minimize,
+        on_sick=on_sick,
         seed=seed,
         platform=platform,
+        properties=_properties(platform_property),
         backend=backend,
     )
-    run = simulation.run(output, ns=ns, interval=interval)
-    speed = run.info["replica_steps_per_second"]
-    _say(f"{output}: {len(run)} frames of {copies} copies, {speed:,.0f} replica-steps/s")
+    run = simulation.run(
+        output, ns=ns, interval=interval, seconds=seconds, checkpoint_seconds=checkpoint_seconds
+    )
+    _describe(output, run)
+
+
+@app.command()
+def remd(
+    model: _Model,
+    output: _Output,
+    start: _Start,
+    ns: _Length,
+    temperatures: Annotated[
+        str | None, typer.Option(help="Of the rungs, K, with commas; else --highest.")
+    ] = None,
+    highest: Annotated[
+        float | None, typer.Option(help="K; rungs from the training temperature to here.")
+    ] = None,
+    rungs: Annotated[
+        int | None, typer.Option(min=2, help="With --highest; else as --acceptance needs.")
+    ] = None,
+    acceptance: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Aimed at, found by a short run.")
+    ] = 0.3,
+    copies: Annotated[int, typer.Option(min=1, help="Independent ladders.")] = 16,
+    exchange_interval: Annotated[float, typer.Option(help="Between exchanges, ps.")] = 0.2,
+    exchange: Annotated[str, typer.Option(help="neighbour or gibbs.")] = "neighbour",
+    timestep: _Timestep = 0.002,
+    friction: _Friction = 1.0,
+    interval: _Interval = 0.5,
+    on_sick: _OnSick = "reset",
+    seconds: _Seconds = None,
+    checkpoint_seconds: _Checkpoint = 30.0,
+    seed: int = 0,
+    platform: _Platform = None,
+    platform_property: _Properties = None,
+    backend: _Backend = None,
+    threads: _Threads = 1,
+) -> None:
+    """Run temperature replica exchange, many ladders in one OpenMM Context."""
+    from .dataset import read_dataset
+    from .files import require_writable
+    from .remd import ReplicaExchange, ladder
+    from .run_file import read_checkpoint
+    from .system import load_model
+
+    _use_threads(threads)
+    require_writable(output)
+    if (temperatures is None) == (highest is None):
+        raise InputError("give either --temperatures or --highest")
+    loaded, dataset = load_model(model), read_dataset(start)
+    settings: dict[str, Any] = {
+        "timestep": timestep,
+        "friction": friction,
+        "seed": seed,
+        "platform": platform,
+        "properties": _properties(platform_property),
+        "backend": backend,
+    }
+    begun = read_checkpoint(output)
+    if temperatures is not None:
+        values = _numbers(temperatures, float, len(temperatures.split(",")), "temperatures")
+    elif begun is not None:
+        values = begun[0]["temperatures_K"]  # a proposal is made once
+    else:
+        trial: dict[str, Any] = {} if rungs else {"model": loaded, "start": dataset, **settings}
+        values = ladder(
+            loaded.temperature, highest, rungs, acceptance=acceptance, **trial
+        ).tolist()
+        _say("temperatures: " + " ".join(f"{t:.1f}" for t in values) + " K")
+    simulation = ReplicaExchange(
+        loaded,
+        dataset,
+        values,
+        copies,
+        exchange_interval=exchange_interval,
+        exchange=exchange,
+        on_sick=on_sick,
+        **settings,
+    )
+    run = simulation.run(
+        output, ns=ns, interval=interval, seconds=seconds, checkpoint_seconds=checkpoint_seconds
+    )
+    _describe(output, run)
+
+
+def _describe(output: Path, run: Any) -> None:
+    if not run.finished:
+        raise typer.Exit(130)  # the reason was logged
+    speed = run.info.get("replica_steps_per_second", float("nan"))
+    copies, dt = run.info["copies"], run.info["timestep_ps"]
+    _say(
+        f"{output}: {len(run)} frames of {copies} copies, {speed:,.0f} replica-steps/s "
+        f"({speed * dt * 86.4:,.0f} ns/day, {speed * dt * 86.4 / copies:,.1f} a copy)"
+    )
+    statistics = run.info.get("statistics") or {}
+    if rates := statistics.get("neighbour_acceptance"):
+        _say(
+            "acceptance " + " ".join("-" if r is None else f"{r:.2f}" for r in rates)
+            + f", {statistics['round_trips']} round trips"
+        )  # fmt: skip
+    if "effective_samples" in statistics:
+        _say(f"effective samples: {statistics['effective_samples']:,.0f}")
+    lost = [e for e in run.events if e["what"] in ("reset", "dropped")]
+    if lost:
+        _say(f"{len(lost)} times a copy was no longer finite; first: {lost[0]}")
+    if run.extrapolating is not None and run.extrapolating.any():
+        _say(f"{run.extrapolating.mean():.2%} of the frames are outside the training data")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Run from `cgml simulate` or `cgml remd`.")],
+    output: _Output,
+    temperature: Annotated[
+        float | None, typer.Option(help="K; all frames at this temperature.")
+    ] = None,
+    copy: Annotated[int | None, typer.Option(help="Or one copy, through all of them.")] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Every so many frames.")] = 1,
+) -> None:
+    """Write a run as DCD or XTC with PDB, energies and swaps as tables; also while it runs."""
+    from .export import export_run
+    from .files import require_writable
+    from .run_file import read_run
+
+    require_writable(output)
+    written = export_run(read_run(run, stride=stride), output, temperature=temperature, copy=copy)
+    _say(f"{written.trajectory}: {written.frames} frames")
+    _say(f"{written.topology}, {written.energies}")
+    if written.exchanges is not None:
+        _say(f"{written.exchanges}")
+
+
+@app.command()
+def benchmark(
+    model: _Model,
+    start: _Start,
+    seconds: Annotated[float, typer.Option(min=1.0, help="To spend, about.")] = 30.0,
+    platform: _Platform = None,
+    backend: _Backend = None,
+    threads: _Threads = 1,
+) -> None:
+    """Say how many copies are best for a model on this machine, and where the time goes."""
+    from .benchmark import benchmark as measure
+    from .dataset import read_dataset
+
+    _use_threads(threads)
+    report = measure(
+        model, read_dataset(start), seconds=seconds, platform=platform, backend=backend
+    )
+    _say(report.text())
+    typer.echo(json.dumps(report.record()))
 
 
 @app.command()
@@ -200,13 +374,16 @@ def analyze(
     model: Annotated[
         str | None, typer.Option(help="Model file, for the training curve in the report.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Rung to compare, K; that of the training if not given.")
+    ] = None,
 ) -> None:
     """Compare a run with a reference; write report.html and print the numbers as JSON."""
     from .analysis import compare
     from .dataset import read_dataset
     from .files import require_writable
     from .report import write_report
-    from .reporters import read_run
+    from .run_file import read_run
     from .system import load_model
 
     require_writable(output)
@@ -214,11 +391,16 @@ def analyze(
     low, high = _numbers(state, float, 2, "state")
     frames = read_run(run)
     source: Any = read_dataset(reference) if reference.endswith((".h5", ".hdf5")) else reference
+    if temperature is None:
+        only = len(frames.temperatures) == 1
+        temperature = float(
+            frames.temperatures[0] if only else frames.info["training_temperature_K"]
+        )
     comparison = compare(
         frames,
         source,
         quadruples,
-        temperature=frames.info["temperature_K"],
+        temperature=temperature,
         state=(low, high),
         discard_ps=discard,
     )
@@ -296,6 +478,16 @@ def _use_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
+
+
+def _properties(given: list[str] | None) -> dict[str, str] | None:
+    if not given:
+        return None
+    pairs = [entry.split("=", 1) for entry in given]
+    for entry, pair in zip(given, pairs, strict=True):
+        if len(pair) != 2:
+            raise InputError(f"platform property {entry!r} is not NAME=VALUE; e.g. DeviceIndex=1")
+    return {name: value for name, value in pairs}
 
 
 def _say(text: str) -> None:

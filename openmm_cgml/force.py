@@ -1,6 +1,7 @@
 """The backend switch: which OpenMM Force evaluates a model. Nothing else chooses.
 
-A backend is a function ``(model_file, particles, copies, periodic) -> openmm.Force``.
+A backend is a `Backend`: it makes the Force, and reads single copies back from a Context that
+holds it. The engine knows no more of it.
 """
 
 import ctypes
@@ -11,10 +12,14 @@ import os
 import subprocess
 import sys
 import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch  # before openmm: TorchForce's plugins need its libraries
+
+import numpy as np
 
 import openmm  # isort: skip
 
@@ -28,18 +33,69 @@ logger = logging.getLogger(__name__)
 BACKENDS = Registry(
     "backend",
     {
-        "torchforce": "openmm_cgml.force:torch_force",
-        "python": "openmm_cgml.force:python_force",
+        "torchforce": "openmm_cgml.force:TorchForceBackend",
+        "python": "openmm_cgml.force:PythonForceBackend",
     },
 )
 
 #: Class of the Force that each backend makes.
 FORCE_CLASSES = {"torchforce": "TorchForce", "python": "PythonForce"}
 
+#: Context parameter of a guarded TorchForce; 1: its forces are the copies' report.
+_REPORT = "cgml_report"
+
 # What openmmtorch 1.5 from PyPI was compiled against; other pairs are tried in a subprocess.
 _TESTED_TORCH, _TESTED_OPENMM = ("2.9",), ("8.4", "8.5")
 
 _TORCH_KERNELS = ["CalcTorchForce"]
+
+
+@dataclass(frozen=True, eq=False)
+class CopyReport:
+    """What the Force says of each copy at the Context's positions.
+
+    Attributes:
+        energies: (copies,), kJ/mol, float64; 0 for a sick copy.
+        sick: (copies,) int64: evaluations since the Context was made in which the copy's energy
+            or forces were not finite.
+    """
+
+    energies: np.ndarray
+    sick: np.ndarray
+
+
+class Backend(ABC):
+    """How a model becomes an OpenMM Force.
+
+    Args:
+        model: the model file.
+        particles: as in `Model.create_force`.
+        copies: number of copies.
+        periodic: whether the System is.
+        guarded: hold sick copies still instead of passing NaN on; needed for `read`.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile,
+        particles: Any = None,
+        copies: int = 1,
+        periodic: bool = False,
+        guarded: bool = False,
+    ) -> None:
+        self.model, self.particles, self.copies = model, particles, copies
+        self.periodic, self.guarded = periodic, guarded
+
+    @abstractmethod
+    def create(self) -> Any:
+        """Return the Force."""
+
+    @abstractmethod
+    def read(self, context: Any, force_group: int) -> CopyReport:
+        """Read the copies from a Context that holds the (guarded) Force, alone in its group.
+
+        One evaluation; the Context's state and its next steps are as if it had not happened.
+        """
 
 
 def create_force(
@@ -51,11 +107,17 @@ def create_force(
     backend: str | None = None,
 ) -> Any:
     """Return the OpenMM Force of a model; see `openmm_cgml.system.Model.create_force`."""
+    chosen = BACKENDS[choose_backend(backend)](model, particles, copies, periodic)
+    return finish_force(chosen, force_group)
+
+
+def finish_force(backend: Backend, force_group: int) -> Any:
+    """Return a backend's Force, named and in its group."""
     if not 0 <= force_group < 32:
         raise InputError(f"force_group is {force_group}; OpenMM has groups 0 to 31")
-    force = BACKENDS[choose_backend(backend)](model, particles, copies, periodic)
+    force = backend.create()
     force.setForceGroup(force_group)
-    force.setName(f"PMF {model.name}")
+    force.setName(f"PMF {backend.model.name}")
     return force
 
 
@@ -86,24 +148,52 @@ def choose_backend(name: str | None = None) -> str:
     return "python"
 
 
-def torch_force(model: ModelFile, particles: Any, copies: int, periodic: bool) -> Any:
-    """Return an openmmtorch.TorchForce that holds the model's TorchScript program."""
-    force = import_openmmtorch().TorchForce(model.module(particles, copies))
-    force.setUsesPeriodicBoundaryConditions(periodic)
-    return force
+class TorchForceBackend(Backend):
+    """openmmtorch.TorchForce with the model's TorchScript program."""
+
+    def create(self) -> Any:
+        """Return the TorchForce."""
+        program = self.model.program(
+            self.particles, self.copies, periodic=self.periodic, guarded=self.guarded
+        )
+        force = import_openmmtorch().TorchForce(program)
+        force.setOutputsForces(True)
+        force.setUsesPeriodicBoundaryConditions(self.periodic)
+        if self.guarded:
+            force.addGlobalParameter(_REPORT, 0.0)
+        return force
+
+    def read(self, context: Any, force_group: int) -> CopyReport:
+        """Read the copies; the program answers in the place of forces."""
+        context.setParameter(_REPORT, 1.0)
+        state = context.getState(getForces=True, groups=1 << force_group)
+        # Setting a parameter also tells the integrator that the forces it may hold are not valid.
+        context.setParameter(_REPORT, 0.0)
+        return _copy_report(state.getForces(asNumpy=True)._value, self.copies)
 
 
-def python_force(model: ModelFile, particles: Any, copies: int, periodic: bool) -> Any:
-    """Return an openmm.PythonForce that evaluates the model; works with any torch.
+class PythonForceBackend(Backend):
+    """openmm.PythonForce: slower, but works with any torch."""
 
-    Raises:
-        BackendError: if OpenMM is older than 8.4.
-    """
-    if not hasattr(openmm, "PythonForce"):
-        raise BackendError("this OpenMM has no PythonForce; install openmm 8.4 or newer")
-    force = openmm.PythonForce(PythonEvaluator(model, particles, copies, periodic))
-    force.setUsesPeriodicBoundaryConditions(periodic)
-    return force
+    def create(self) -> Any:
+        """Return the PythonForce.
+
+        Raises:
+            BackendError: if OpenMM is older than 8.4.
+        """
+        if not hasattr(openmm, "PythonForce"):
+            raise BackendError("this OpenMM has no PythonForce; install openmm 8.4 or newer")
+        self.evaluator = PythonEvaluator(
+            self.model, self.particles, self.copies, self.periodic, self.guarded
+        )
+        force = openmm.PythonForce(self.evaluator)
+        force.setUsesPeriodicBoundaryConditions(self.periodic)
+        return force
+
+    def read(self, context: Any, force_group: int) -> CopyReport:
+        """Read the copies from the program, which lives in this process."""
+        answer = self.evaluator.evaluate(context.getState(getPositions=True), 1.0)[1]
+        return _copy_report(answer, self.copies)
 
 
 class PythonEvaluator:
@@ -112,29 +202,44 @@ class PythonEvaluator:
     A class of module level, so that the force can be pickled with its System.
     """
 
-    def __init__(self, model: ModelFile, particles: Any, copies: int, periodic: bool) -> None:
-        self.model, self.particles, self.copies = model, particles, copies
-        self.periodic = periodic
-        self._module = model.module(particles, copies)
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
+        self._load(*arguments)
+
+    def _load(
+        self, model: ModelFile, particles: Any, copies: int, periodic: bool, guarded: bool
+    ) -> None:
+        self._periodic, self._guarded = periodic, guarded
+        self._program = model.program(particles, copies, periodic=periodic, guarded=guarded)
 
     def __call__(self, state: Any) -> tuple[float, Any]:
         """Return the energy (kJ/mol) and forces (particles, 3), kJ/mol/nm, float64."""
+        return self.evaluate(state, 0.0)
+
+    def evaluate(self, state: Any, report: float) -> tuple[float, np.ndarray]:
+        """Call the program; `report` as in `ForceProgram`, ignored if not guarded."""
         positions = state.getPositions(asNumpy=True)._value
-        xyz = torch.tensor(positions, dtype=torch.float64, requires_grad=True)
-        box = None
-        if self.periodic:
+        arguments = [torch.tensor(positions, dtype=torch.float64)]
+        if self._periodic:
             vectors = state.getPeriodicBoxVectors(asNumpy=True)._value
-            box = torch.tensor(vectors, dtype=torch.float64)
-        energy = self._module(xyz, box)
-        (gradient,) = torch.autograd.grad(energy, xyz)
-        return float(energy.detach()), (-gradient).numpy()
+            arguments.append(torch.tensor(vectors, dtype=torch.float64))
+        if self._guarded:
+            arguments.append(torch.tensor(report))
+        energy, forces = self._program(*arguments)
+        return float(energy), forces.detach().numpy()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_module"}
+        return {"_arguments": self._arguments}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._module = self.model.module(self.particles, self.copies)
+        self._arguments = state["_arguments"]
+        self._load(*self._arguments)
+
+
+def _copy_report(answer: np.ndarray, copies: int) -> CopyReport:
+    """Unpack what a guarded program gives in the place of forces."""
+    first = answer.reshape(copies, -1, 3)[:, 0]
+    return CopyReport(first[:, 0].astype(float), np.rint(first[:, 1]).astype(np.int64))
 
 
 @functools.cache

@@ -40,22 +40,22 @@ _TENSOR_OPERATORS = """
     contiguous conj copy cos cosh count_nonzero cross cumprod cumsum deg2rad detach diag
     diag_embed diagonal diff div dot dropout einsum elu embedding empty empty_like eq equal erf
     erfc exp exp2 expand expand_as expm1 eye fill flatten flip floor floor_divide fmod frac full
-    full_like gather ge gelu group_norm gt hardtanh heaviside hypot index index_add index_copy
-    index_fill index_put index_select inner isfinite isinf isnan isclose item kron layer_norm le
-    leaky_relu lerp lgamma linalg_cross linalg_det linalg_inv linalg_norm linalg_vector_norm
-    linear linspace log log10 log1p log2 log_softmax logaddexp logcumsumexp logical_and
-    logical_not logical_or logical_xor logsigmoid logsumexp lt masked_fill masked_scatter
-    masked_select matmul max maximum mean meshgrid min minimum mm mish moveaxis movedim mul mv
-    nan_to_num narrow ne neg new_empty new_full new_ones new_zeros nonzero nonzero_numpy norm
-    normalize one_hot ones ones_like outer pad permute pinverse polar pow prelu prod rad2deg
-    reciprocal relu relu6 remainder repeat repeat_interleave reshape reshape_as resolve_conj
-    resolve_neg rms_norm roll rot90 round rsqrt rsub scatter scatter_add scatter_reduce
-    searchsorted select selu sgn sigmoid sign silu sin sinc sinh slice softmax softplus softsign
-    sort split split_with_sizes sqrt square squeeze stack std std_mean sub sum swapaxes swapdims
-    t take take_along_dim tan tanh tensor tensor_split tensordot threshold tile to topk trace
-    transpose tril triu tril_indices triu_indices true_divide trunc type_as unbind unflatten
-    unfold unique_consecutive unsafe_chunk unsafe_split unsqueeze var var_mean vdot vander view
-    view_as where xlogy xor zero zeros zeros_like
+    full_like gather ge gelu grad group_norm gt hardtanh heaviside hypot index index_add
+    index_copy index_fill index_put index_select inner isfinite isinf isnan isclose item kron
+    layer_norm le leaky_relu lerp lgamma linalg_cross linalg_det linalg_inv linalg_norm
+    linalg_vector_norm linear linspace log log10 log1p log2 log_softmax logaddexp logcumsumexp
+    logical_and logical_not logical_or logical_xor logsigmoid logsumexp lt masked_fill
+    masked_scatter masked_select matmul max maximum mean meshgrid min minimum mm mish moveaxis
+    movedim mul mv nan_to_num narrow ne neg new_empty new_full new_ones new_zeros nonzero
+    nonzero_numpy norm normalize one_hot ones ones_like outer pad permute pinverse polar pow
+    prelu prod rad2deg reciprocal relu relu6 remainder repeat repeat_interleave requires_grad
+    reshape reshape_as resolve_conj resolve_neg rms_norm roll rot90 round rsqrt rsub scatter
+    scatter_add scatter_reduce searchsorted select selu sgn sigmoid sign silu sin sinc sinh slice
+    softmax softplus softsign sort split split_with_sizes sqrt square squeeze stack std std_mean
+    sub sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split tensordot
+    threshold tile to topk trace transpose tril triu tril_indices triu_indices true_divide trunc
+    type_as unbind unflatten unfold unique_consecutive unsafe_chunk unsafe_split unsqueeze var
+    var_mean vdot vander view view_as where xlogy xor zero zeros zeros_like
     Bool Float Int FloatImplicit IntImplicit ScalarImplicit Complex
     __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__
     __range_length __xor__ _set_item append bool bitwise_and bitwise_or bitwise_not ceil
@@ -128,17 +128,115 @@ class ExportedModel(nn.Module):
     @torch.jit.export
     def copy_energies(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
         """Return the energy of each copy (copies,), kJ/mol; arguments as in `forward`."""
-        if self.highest_particle >= 0:
-            positions = positions.index_select(0, self.particles)
-        positions = positions.to(self.like).view(self.copies, self.beads, 3)
         if box_vectors is not None:
             box_vectors = box_vectors.to(self.like)
-        return self.pmf(positions, box_vectors)
+        return self.pmf(self.beads_of(positions), box_vectors)
+
+    @torch.jit.export
+    def energies_and_forces(
+        self, positions: Tensor, box_vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return energies (copies,), kJ/mol, and forces (copies, beads, 3), kJ/mol/nm.
+
+        In the model's own precision; arguments as in `forward`.
+        """
+        if box_vectors is not None:
+            box_vectors = box_vectors.to(self.like)
+        return self.pmf.energies_and_forces(self.beads_of(positions), box_vectors)
+
+    @torch.jit.export
+    def beads_of(self, positions: Tensor) -> Tensor:
+        """Return the copies' beads (copies, beads, 3), in the model's precision."""
+        if self.highest_particle >= 0:
+            positions = positions.index_select(0, self.particles)
+        return positions.to(self.like).view(self.copies, self.beads, 3)
 
     @torch.jit.export
     def card(self) -> str:
         """Return the card; it survives OpenMM's XML, where extra files do not."""
         return self.card_json
+
+
+class ForceProgram(nn.Module):
+    """A model as an engine evaluates it: energy and forces in one call, sick copies held still.
+
+    ``forward(positions[, box_vectors][, report])``, the second argument if `periodic`, the third
+    if `guarded`. Returns the energy, a scalar, kJ/mol, and the forces on all particles of the
+    System, (particles, 3), kJ/mol/nm.
+
+    A guarded program gives a copy no energy and no force where either is not finite, or a force
+    is beyond any chemistry, so that NaN never reaches positions; it counts these evaluations in
+    `sick`. TorchForce passes nothing per copy back, hence `report`: where it is not 0, the force
+    on each copy's first bead is (its energy, its count, 0), and all others are zero.
+
+    Args:
+        script: the model file's program, already set up for its particles.
+        periodic: whether box vectors come in.
+        guarded: whether sick copies are held still, and `report` comes in.
+    """
+
+    sick: Tensor
+
+    def __init__(self, script: Any, periodic: bool, guarded: bool) -> None:
+        super().__init__()
+        self.model = script
+        self.periodic = periodic
+        self.guarded = guarded
+        # One step moves a bead of 12 Da by 3 nm under such a force: no molecule survives it.
+        self.force_limit = 1e7
+        self.register_buffer("sick", torch.zeros(script.copies, dtype=torch.float32))
+
+    def forward(
+        self, positions: Tensor, first: Tensor | None = None, second: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return energy and forces; see the class."""
+        # Raised here, not in a method that is inlined: in OpenMM that would end the process.
+        if self.model.highest_particle >= positions.size(0):
+            raise ValueError(
+                f"the model uses particle {self.model.highest_particle} but the System has only "
+                f"{positions.size(0)}; give create_force() the System's own particle indices"
+            )
+        if (
+            self.model.highest_particle < 0
+            and positions.size(0) != self.model.copies * self.model.beads
+        ):
+            raise ValueError(
+                f"the System has {positions.size(0)} particles but the model has "
+                f"{self.model.copies} copies of {self.model.beads} beads; pass copies= or "
+                "particles= to create_force()"
+            )
+        box_vectors = first if self.periodic else None
+        energies, forces = self.model.energies_and_forces(positions, box_vectors)
+        if self.guarded:
+            report = second if self.periodic else first
+            energies, forces = self.guard(energies, forces, report)
+        forces = forces.to(positions.dtype).view(-1, 3)
+        if self.model.highest_particle >= 0:
+            everywhere = torch.zeros_like(positions)
+            forces = everywhere.index_copy_(0, self.model.particles, forces)
+        return energies.sum(dtype=torch.float64), forces
+
+    def guard(
+        self, energies: Tensor, forces: Tensor, report: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Hold sick copies still and count them, or report."""
+        # NaN compares false, so one comparison finds it and too large forces alike.
+        well = (forces.abs().amax((1, 2)) < self.force_limit) & torch.isfinite(energies)
+        energies = torch.where(well, energies, 0.0)
+        forces = torch.where(well.view(-1, 1, 1), forces, 0.0)
+        if report is not None:
+            reporting = report.reshape(()) > 0
+            self.sick.add_((~well).logical_and(~reporting))
+            answer = torch.zeros_like(forces)
+            answer[:, 0, 0] = energies
+            answer[:, 0, 1] = self.sick
+            forces = torch.where(reporting, answer, forces)
+        return energies, forces
+
+    @torch.jit.export
+    def card(self) -> str:
+        """Return the model's card."""
+        return self.model.card_json
 
 
 @dataclass(frozen=True)
@@ -189,6 +287,18 @@ class ModelFile:
             module.particles = indices
             module.highest_particle = int(indices.max())
         return module.eval()
+
+    def program(
+        self,
+        particles: Any = None,
+        copies: int = 1,
+        *,
+        periodic: bool = False,
+        guarded: bool = False,
+    ) -> Any:
+        """Return the ScriptModule of a `ForceProgram`; arguments as there and in `module`."""
+        shell = ForceProgram(self.module(particles, copies), periodic, guarded)
+        return torch.jit.script(shell.eval())
 
     def rebuild(self) -> PMF:
         """Return the PMF as an ordinary module again, from the card and the stored weights."""
@@ -288,6 +398,11 @@ def parse_model(archive: bytes, name: str, *, trust: bool = False) -> ModelFile:
     if script.beads != beads:
         raise ModelFileError(
             f"model file {name}: its card has {beads} beads, its program {script.beads}; "
+            "export it again"
+        )
+    if not hasattr(script, "energies_and_forces"):
+        raise ModelFileError(
+            f"model file {name} was written by an older version, without a force program; "
             "export it again"
         )
     return ModelFile(Path(name).name, archive, card)

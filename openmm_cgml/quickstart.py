@@ -14,7 +14,7 @@ from .errors import InputError
 from .files import atomic_path
 from .mapping import MAPPINGS
 from .report import write_report
-from .reporters import segments_folder
+from .run_file import segments_folder
 
 logger = logging.getLogger(__name__)
 

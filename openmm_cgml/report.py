@@ -108,7 +108,9 @@ def write_report(
     sections += ["<h2>Numbers</h2>", _table(js_rows)]
     versions = run.get("versions", {})
     settings = {
-        k: v for k, v in run.items() if k != "versions" and not isinstance(v, (dict, list))
+        k: v
+        for k, v in run.items()
+        if v is not None and not isinstance(v, (dict, list)) and not k.endswith("_sha256")
     }
     sections += [
         "<h2>Run</h2>",

@@ -1,177 +1,85 @@
-"""Trajectories of many copies on disk: written in closed segments, read as one run.
+"""Let OpenMM's own reporters, and anything like them, watch an engine's Context."""
 
-A run that is still going, or was killed, is a folder ``NAME.segments`` of complete HDF5 files; a
-finished one is the single file ``NAME``. `read_run` reads either.
-"""
-
-import json
-import shutil
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 
-from .errors import InputError
-from .files import atomic_path, require_file, require_writable
-from .topology import CGTopology
-
-#: Version of the layout; a reader refuses newer ones.
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Frames of several copies of a molecule.
+class ReporterHost:
+    """What OpenMM's reporters expect of an ``openmm.app.Simulation``, for an engine's Context.
 
     Attributes:
-        positions: (frames, copies, beads, 3), nm.
-        time: (frames,), ps.
-        topology: the beads of one copy.
-        info: settings of the run (temperature_K, timestep_ps, platform, backend, ...).
+        context, system, integrator: OpenMM's.
+        currentStep: steps done.
+        reporters: OpenMM reporters, or anything with ``describeNextReport`` and ``report``.
     """
 
-    positions: np.ndarray
-    time: np.ndarray
-    topology: CGTopology
-    info: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, context: Any, system: Any, integrator: Any, topology: Any) -> None:
+        self.context, self.system, self.integrator = context, system, integrator
+        self.currentStep = 0
+        self.reporters: list[Any] = []
+        self._topology = topology
 
-    def __len__(self) -> int:
-        return len(self.positions)
+    @property
+    def topology(self) -> Any:
+        """The openmm.app.Topology of all copies; made when first asked for."""
+        if callable(self._topology):
+            self._topology = self._topology()
+        return self._topology
 
+    def saveCheckpoint(self, file: Any) -> None:
+        """Write OpenMM's checkpoint, as `CheckpointReporter` asks for."""
+        blob = self.context.createCheckpoint()
+        if hasattr(file, "write"):
+            file.write(blob)
+        else:
+            Path(file).write_bytes(blob)
 
-class RunWriter:
-    """Write a run segment by segment, so that whatever was written stays readable.
+    def saveState(self, file: Any) -> None:
+        """Write OpenMM's State as XML."""
+        import openmm
 
-    Args:
-        path: the finished run's file (.h5).
-        topology: the beads of one copy.
-        info: settings of the run, JSON-able.
-        segment_seconds: a segment is closed at the first frame after so long.
+        state = self.context.getState(
+            getPositions=True, getVelocities=True, getParameters=True, getIntegratorParameters=True
+        )
+        text = openmm.XmlSerializer.serialize(state)
+        if hasattr(file, "write"):
+            file.write(text)
+        else:
+            Path(file).write_text(text)
 
-    Raises:
-        InputError: if the file, or segments of an unfinished run, are there already.
-    """
+    def next_report(self) -> int | None:
+        """Return the steps until some reporter wants its report; None without reporters."""
+        return min((steps for steps, _ in self._wishes()), default=None)
 
-    def __init__(
-        self,
-        path: str | Path,
-        topology: CGTopology,
-        info: dict[str, Any],
-        segment_seconds: float = 20.0,
-    ) -> None:
-        self.path = require_writable(path)
-        self.folder = segments_folder(self.path)
-        if self.path.exists():
-            raise InputError(f"{self.path} is there already; move it or choose another output")
-        if any(self.folder.glob("*.h5")):
-            raise InputError(
-                f"{self.folder} holds frames of an unfinished run; read them with "
-                f"read_run({str(self.path)!r}), then move them or choose another output"
+    def report(self, due: Sequence[Any]) -> None:
+        """Let the reporters that are due report."""
+        for reporter, wish in due:
+            state = self.context.getState(
+                getPositions=bool(wish[1]),
+                getVelocities=bool(wish[2]),
+                getForces=bool(wish[3]),
+                getEnergy=bool(wish[4]),
+                enforcePeriodicBox=bool(wish[5]),
             )
-        self.topology, self.info = topology, dict(info)
-        self.segment_seconds = segment_seconds
-        self._count = 0
-        self._times: list[float] = []
-        self._positions: list[np.ndarray] = []
-        self._opened = time.monotonic()
+            reporter.report(self, state)
 
-    def add(self, time_ps: float, positions: np.ndarray) -> None:
-        """Append one frame: positions (copies, beads, 3), nm."""
-        self._times.append(time_ps)
-        self._positions.append(np.asarray(positions, dtype=np.float32))
-        if time.monotonic() - self._opened > self.segment_seconds:
-            self.flush()
+    def due_in(self, steps: int) -> list[tuple[Any, Any]]:
+        """Return the reporters, with their wishes, that are due after so many steps."""
+        wanted = [(r, _wish(r, self)) for r in self.reporters]
+        return [(r, w) for r, w in wanted if w[0] == steps]
 
-    def flush(self) -> None:
-        """Close the current segment: its frames are safe from here on."""
-        self._opened = time.monotonic()
-        if self._times:
-            self.folder.mkdir(exist_ok=True)
-            _write(
-                self.folder / f"{self._count:06d}.h5",
-                np.array(self._times),
-                np.stack(self._positions),
-                self.topology,
-                self.info,
-            )
-            self._count += 1
-            self._times, self._positions = [], []
-
-    def finish(self, **info: Any) -> None:
-        """Join the segments into the one file and remove them; `info` is added to the run's."""
-        self.flush()
-        self.info.update(info)
-        parts = [_read(p) for p in sorted(self.folder.glob("*.h5"))]
-        if parts:
-            _write(
-                self.path,
-                np.concatenate([p.time for p in parts]),
-                np.concatenate([p.positions for p in parts]),
-                self.topology,
-                self.info,
-            )
-            shutil.rmtree(self.folder)
+    def _wishes(self) -> Iterator[tuple[int, Any]]:
+        for reporter in self.reporters:
+            wish = _wish(reporter, self)
+            yield int(wish[0]), wish
 
 
-def read_run(path: str | Path) -> Run:
-    """Read a run, finished, still going or killed.
-
-    Raises:
-        InputError: if there is neither a file nor segments, or they are damaged.
-    """
-    path = Path(path)
-    segments = sorted(segments_folder(path).glob("*.h5"))
-    if path.exists() or not segments:
-        return _read(require_file(path, "run"))
-    parts = [_read(p) for p in segments]
-    return Run(
-        positions=np.concatenate([p.positions for p in parts]),
-        time=np.concatenate([p.time for p in parts]),
-        topology=parts[0].topology,
-        info=parts[0].info,
-    )
-
-
-def segments_folder(path: Path) -> Path:
-    """Return the folder of a run's segments."""
-    return path.with_name(path.name + ".segments")
-
-
-def _write(
-    path: Path, times: np.ndarray, positions: np.ndarray, topology: CGTopology, info: Any
-) -> None:
-    import h5py
-
-    with atomic_path(path) as partial, h5py.File(partial, "w") as handle:
-        frames = handle.create_dataset("frames/positions", data=positions)
-        frames.attrs["unit"] = "nm"
-        handle.create_dataset("frames/time", data=times).attrs["unit"] = "ps"
-        handle["topology"] = topology.to_json()
-        handle.attrs.update(schema_version=SCHEMA_VERSION, kind="run", info=json.dumps(info))
-
-
-def _read(path: Path) -> Run:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as handle:
-            if handle.attrs.get("kind") != "run":
-                raise InputError(f"{path} is not a run; make one with `cgml simulate`")
-            version = handle.attrs["schema_version"]
-            if version > SCHEMA_VERSION:
-                raise InputError(
-                    f"run {path} has schema {version}, this version reads up to "
-                    f"{SCHEMA_VERSION}; upgrade openmm_cgml"
-                )
-            return Run(
-                positions=np.asarray(handle["frames/positions"]),
-                time=np.asarray(handle["frames/time"]),
-                topology=CGTopology.from_json(handle["topology"].asstr()[()]),
-                info=json.loads(handle.attrs["info"]),
-            )
-    except InputError:
-        raise
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"run {path} is damaged or cut short; make it again") from error
+def _wish(reporter: Any, host: ReporterHost) -> tuple[Any, ...]:
+    """Return (steps, positions, velocities, forces, energy, wrap) of a reporter."""
+    wish = reporter.describeNextReport(host)
+    if isinstance(wish, dict):
+        include = wish.get("include", [])
+        wanted = [name in include for name in ("positions", "velocities", "forces", "energy")]
+        return (wish["steps"], *wanted, bool(wish.get("periodic")))
+    return (*wish, *[False] * (6 - len(wish)))

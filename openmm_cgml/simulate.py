@@ -1,7 +1,12 @@
-"""Langevin dynamics of independent copies in one OpenMM Context."""
+"""Langevin dynamics of independent copies, and the loop that every run goes through."""
 
+import hashlib
 import logging
+import signal
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +17,29 @@ import numpy as np
 import openmm  # isort: skip
 
 from .dataset import CGDataset
+from .engine import Engine, lfmiddle_integrator
 from .errors import CGMLError, InputError
-from .force import FORCE_CLASSES, choose_backend
-from .replicas import start_positions
-from .reporters import Run, RunWriter, read_run
+from .extrapolation import CoordinateRanges
+from .parallel import Ranks
+from .replicas import replicate_topology, start_positions
+from .reporters import ReporterHost
+from .run_file import Checkpoint, Run, RunWriter, read_checkpoint, read_run
 from .system import Model, load_model
-from .units import strip
+from .units import strip, strip_array
 
 logger = logging.getLogger(__name__)
+
+#: What becomes of a copy whose energy, forces or positions are not finite.
+SICK_ACTIONS = ("reset", "drop", "raise")
+
+# Of a run's settings, these may change when it goes on.
+_MAY_CHANGE = {"steps", "wall_seconds", "replica_steps_per_second", "statistics", "processor"}
+
+# Ctrl-C is seen only when OpenMM's step() returns.
+_LONGEST_CALL_SECONDS = 0.5
+
+# Frames waiting in memory for their segment.
+_MOST_PENDING_BYTES = 256 << 20
 
 
 class SimulationError(CGMLError, RuntimeError):
@@ -29,27 +49,45 @@ class SimulationError(CGMLError, RuntimeError):
 class Langevin:
     """Independent copies of one molecule, Langevin dynamics, one batched force call a step.
 
-    The integrator is OpenMM's LangevinMiddleIntegrator (LFMiddle; Zhang et al. 2019,
-    doi:10.1021/acs.jpca.9b02771). There is no centre-of-mass remover.
+    The scheme is LFMiddle (Zhang et al. 2019, doi:10.1021/acs.jpca.9b02771): OpenMM's
+    LangevinMiddleIntegrator where all copies have one temperature, else the same steps with noise
+    of each copy's own (`lfmiddle_integrator`). There is no centre-of-mass remover.
+
+    Started by torchrun, every process holds a share of the copies; see `parallel`.
 
     Args:
         model: a `Model` or a model file's path.
         start: a `CGDataset`, of which frames are drawn by weight, or positions
-            (copies, beads, 3), nm.
+            (copies, beads, 3) or (beads, 3), nm.
         copies: number of copies.
-        temperature: K; the training temperature if None, the only one at which the PMF is
-            physical.
+        temperature: K, one or one a copy; the training temperature if None, the only one at
+            which the PMF is physical.
         timestep: ps.
         friction: 1/ps.
         seed: of starts, velocities and noise.
+        forces: further OpenMM forces, written for one copy (bead indices 0 to n - 1); every copy
+            gets them. Kinds that cannot act on single copies are refused, with the reason.
+        shared_forces: further forces written for the System of all copies, added as they are.
+        integrator: an OpenMM integrator instead of the above; its own settings count.
+        minimize: relax every copy first.
+        on_sick: what becomes of a copy that is no longer finite: ``"reset"`` to a frame of the
+            start, ``"drop"``: likewise, but all its later frames are flagged and it no longer
+            exchanges, or ``"raise"``.
         platform: an openmm.Platform or its name; None: the fastest of CUDA, HIP, OpenCL that
             loads, else Reference, which beats CPU for small molecules.
         properties: platform properties, e.g. ``{"DeviceIndex": "1"}``.
         backend: as in `Model.create_force`.
         box_vectors: (3, 3), nm, of a periodic box; None: that of the start dataset, if it has one.
 
+    Attributes:
+        reporters: OpenMM reporters, or anything with ``describeNextReport`` and ``report``; append
+            to it. OpenMM's raise an error on NaN. One with ``state_dict()`` and
+            ``load_state_dict()`` (dictionaries of arrays) is part of the checkpoints; the files of
+            others are not rewound when a run resumes.
+        context, system, integrator: OpenMM's.
+
     Raises:
-        InputError: if start and model do not fit, or the platform is unknown.
+        InputError: if start and model do not fit, or a setting makes no sense.
     """
 
     def __init__(
@@ -62,6 +100,11 @@ class Langevin:
         timestep: Any = 0.002,
         friction: Any = 1.0,
         seed: int = 0,
+        forces: Sequence[Any] = (),
+        shared_forces: Sequence[Any] = (),
+        integrator: Any = None,
+        minimize: bool = False,
+        on_sick: str = "reset",
         platform: Any = None,
         properties: dict[str, str] | None = None,
         backend: str | None = None,
@@ -71,49 +114,156 @@ class Langevin:
         self.copies = int(copies)
         if self.copies < 1:
             raise InputError(f"copies is {copies}; give at least 1")
-        self.temperature = (
-            self.model.temperature
-            if temperature is None
-            else strip(temperature, "kelvin", what="temperature", positive=True)
+        if on_sick not in SICK_ACTIONS:
+            raise InputError(f"on_sick is {on_sick!r}; give one of {', '.join(SICK_ACTIONS)}")
+        self.on_sick = on_sick
+        self.temperatures, self.rungs = _rungs(
+            self.model.temperature if temperature is None else temperature, self.copies
         )
         self.timestep = strip(timestep, "picosecond", what="timestep", positive=True)
-        self.friction = strip(friction, "per_picosecond", what="friction")
-        if self.friction < 0:
+        self.friction: float | None = strip(friction, "per_picosecond", what="friction")
+        if self.friction is None or self.friction < 0:
             raise InputError(f"friction is {self.friction} per ps; give 0 or more")
         self.seed = int(seed)
+        self.ranks = Ranks.discover()
+        self.share = self.ranks.share(self.copies)
+        self._warn_of_temperatures()
+        self._start = start
         positions = start_positions(self.model, start, self.copies, self.seed)
-        if abs(self.temperature - self.model.temperature) > 0.5:
-            logger.warning(
-                "the PMF was trained at %.1f K; at %.1f K its ensemble is not the physical one",
-                self.model.temperature,
-                self.temperature,
-            )
-        self.backend = choose_backend(backend)
+        self._first_positions = positions
         if box_vectors is None and isinstance(start, CGDataset):
             box_vectors = start.constant_box()
         self.box_vectors = None if box_vectors is None else np.asarray(box_vectors).tolist()
-        self.system = self.model.create_system(
-            self.copies, box_vectors=self.box_vectors, backend=self.backend
+        noise_seed = self.seed + 1 + 7919 * self.ranks.rank  # 0 would mean: from the clock
+        if integrator is None:
+            integrator = self._make_integrator(noise_seed)
+        else:
+            self.timestep, self.friction = integrator.getStepSize()._value, None
+        if self.ranks.size > 1 and "DeviceIndex" not in (properties or {}):
+            properties = _device_of_rank(platform, properties, self.ranks)
+        self.engine = Engine(
+            self.model,
+            self.share.stop - self.share.start,
+            integrator,
+            forces=forces,
+            shared_forces=shared_forces,
+            box_vectors=self.box_vectors,
+            platform=platform,
+            properties=properties,
+            backend=backend,
         )
-        self.integrator = openmm.LangevinMiddleIntegrator(
-            self.temperature, self.friction, self.timestep
-        )
-        self.integrator.setRandomNumberSeed(self.seed + 1)  # 0 would mean: from the clock
-        self.context = openmm.Context(
-            self.system, self.integrator, find_platform(platform), properties or {}
-        )
-        self.context.setPositions(positions.reshape(-1, 3))
-        # TorchScript optimises a graph in its first calls; later ones differ in the last digits.
-        for _ in range(3):
-            self.context.getState(getEnergy=True, getForces=True)
-        self.context.setVelocitiesToTemperature(self.temperature, self.seed + 1)
+        self.integrator, self.context = integrator, self.engine.context
+        self.system, self.forces = self.engine.system, self.engine.replicas
+        # One generator for decisions that all ranks must share, one for this rank's own.
+        self._common = np.random.default_rng([self.seed, 1])
+        self._own = np.random.default_rng([self.seed, 2, self.ranks.rank])
+        self.engine.positions = positions[self.share]
+        self.engine.warm_up()
+        if minimize:
+            self._minimize()
+        if len(self.temperatures) > 1:
+            self.engine.set_temperatures(self._copy_temperatures())
+        self.engine.velocities = self._first_velocities()
+        self._ranges = CoordinateRanges.from_card(self.model.card)
+        self._extrapolated = np.zeros(self.engine.copies, dtype=bool)
+        self._dropped = np.zeros(self.engine.copies, dtype=bool)
+        self._resets = np.zeros(self.engine.copies, dtype=np.int64)
+        self._host = ReporterHost(self.context, self.system, integrator, self._app_topology)
+        self.reporters = self._host.reporters
+        self._starts: dict[Path, str] = {}
         self.steps_per_second = float("nan")
+
+    # -- set-up ---------------------------------------------------------------------------------
+
+    def _make_integrator(self, seed: int) -> Any:
+        assert self.friction is not None
+        if len(self.temperatures) > 1:
+            return lfmiddle_integrator(self.friction, self.timestep, seed)
+        integrator = openmm.LangevinMiddleIntegrator(
+            float(self.temperatures[0]), self.friction, self.timestep
+        )
+        integrator.setRandomNumberSeed(seed)
+        return integrator
+
+    def _warn_of_temperatures(self) -> None:
+        trained = self.model.temperature
+        others = self.temperatures[np.abs(self.temperatures - trained) > 0.5]
+        if len(others) == len(self.temperatures):
+            logger.warning(
+                "the PMF was trained at %.1f K; at %s K its ensemble is not the physical one",
+                trained,
+                ", ".join(f"{t:.1f}" for t in others),
+            )
+        elif len(others):
+            logger.warning(
+                "the PMF was trained at %.1f K: only the copies at that temperature sample the "
+                "physical ensemble; the others only help them to cross barriers",
+                trained,
+            )
+
+    def _minimize(self) -> None:
+        left = self.engine.minimize()
+        lost = np.flatnonzero(~(left < 1e4))
+        if len(lost):
+            raise InputError(
+                f"copy {self.share.start + int(lost[0])} ({len(lost)} in all) keeps a force of "
+                f"{left[lost[0]]:.3g} kJ/mol/nm after minimisation; give another start"
+            )
+        self.engine.warm_up()
+
+    def _first_velocities(self) -> np.ndarray:
+        # Drawn for all copies, so that they do not depend on the number of ranks.
+        generator = np.random.default_rng([self.seed, 0])
+        masses = np.asarray(self.model.topology.masses).reshape(-1, 1)
+        noise = generator.standard_normal((self.copies, len(masses), 3))
+        return self.engine.thermal_velocities(noise[self.share], self._copy_temperatures())
+
+    def _app_topology(self) -> Any:
+        topology = replicate_topology(self.model.topology, self.engine.copies).to_openmm()
+        if self.box_vectors is not None:
+            topology.setPeriodicBoxVectors([openmm.Vec3(*row) for row in self.box_vectors])
+        return topology
+
+    # -- state ----------------------------------------------------------------------------------
 
     @property
     def positions(self) -> np.ndarray:
-        """Current positions (copies, beads, 3), nm."""
-        state = self.context.getState(getPositions=True)
-        return state.getPositions(asNumpy=True)._value.reshape(self.copies, -1, 3)
+        """Current positions (copies, beads, 3), nm; of this rank's copies."""
+        return self.engine.positions
+
+    @property
+    def velocities(self) -> np.ndarray:
+        """Current velocities (copies, beads, 3), nm/ps; of this rank's copies."""
+        return self.engine.velocities
+
+    def update_force(self, force: Any) -> None:
+        """Pass changed tabulated functions of one of `forces` on; see `Engine.update_force`."""
+        self.engine.update_force(force)
+
+    def _copy_temperatures(self) -> np.ndarray:
+        return self.temperatures[self.rungs[self.share]]
+
+    # -- what a replica exchange adds -----------------------------------------------------------
+
+    #: Steps between exchanges; 0: none.
+    exchange_stride = 0
+
+    def _exchange(self, energies: np.ndarray, frozen: np.ndarray) -> None:
+        """Exchange temperatures, given all copies' energies (copies,), kJ/mol."""
+
+    def _exchange_arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _load_exchange_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        pass
+
+    def _statistics(self) -> dict[str, Any]:
+        return {}
+
+    def _live(self) -> str:
+        return ""
+
+    # -- running --------------------------------------------------------------------------------
 
     def run(
         self,
@@ -123,26 +273,66 @@ class Langevin:
         steps: int | None = None,
         interval: Any = 0.5,
         seconds: float | None = None,
+        checkpoint_seconds: float = 30.0,
         progress: bool | None = None,
     ) -> Run:
-        """Run, writing a frame of all copies every `interval`.
+        """Run, writing a frame of all copies every `interval`; go on if `output` was begun before.
+
+        A run that was stopped, by Ctrl-C, SIGTERM, a limit, ``kill -9`` or a full disk, goes on
+        when the same script is started again, and its trajectory is the same to the bit as if it
+        had never stopped, provided that platform, backend, threads, versions and model are the
+        same: all are checked. A finished run is made longer by a larger `ns`.
 
         Args:
             output: HDF5 file. While the run goes on, its frames are in closed segments beside
                 it; `read_run` reads them at any time.
-            ns: length of each copy's trajectory, ns.
+            ns: length of each copy's trajectory, ns, counted from the beginning of `output`.
             steps: or its length in steps.
             interval: time between frames, ps.
-            seconds: wall-clock limit; the run then ends early, with what it has.
+            seconds: wall-clock limit, for queues; the run then stops early and can go on.
+            checkpoint_seconds: how often a segment is closed: at most so much work is lost.
             progress: show a progress bar; None: if the output is a terminal.
 
         Returns:
-            The frames written. Ctrl-C ends the run early and keeps them.
+            The frames written; `Run.finished` says whether the run came to its end.
 
         Raises:
-            InputError: if the output is there already or no length is given.
-            SimulationError: if a copy's positions stop being finite; frames until then are kept.
+            InputError: if `output` holds another run, or the disk is full.
+            SimulationError: if a copy stops being finite and `on_sick` is ``"raise"``; frames
+                until then are kept.
         """
+        stride, total = self._lengths(ns, steps, interval)
+        output = Path(output)
+        info = self._info(stride, output)
+        writer_info = {**info, "steps": total}
+        self._host.currentStep = self._resume(output, info)
+        if self._host.currentStep >= total:
+            run = read_run(output)
+            if run.finished:
+                logger.info("%s is complete: %d frames", output, len(run))
+                return run
+        writer = RunWriter(output, self.model.topology, writer_info, self.ranks.rank)
+        loop = _Loop(self, writer, stride, total, seconds, checkpoint_seconds)
+        with _Progress(progress and self.ranks.rank == 0, total, "simulating") as bar:
+            stopped = loop.run(bar)
+        self.steps_per_second = loop.steps_per_second
+        self.ranks.wait()
+        if not stopped and self.ranks.rank == 0:
+            writer.finish(
+                replica_steps_per_second=self.steps_per_second, statistics=self._statistics()
+            )
+        self.ranks.wait()
+        if stopped:
+            logger.warning(
+                "%s after %d of %d steps; its frames are in %s: start the same run again to go on",
+                stopped,
+                self._host.currentStep,
+                total,
+                output,
+            )
+        return read_run(output)
+
+    def _lengths(self, ns: float | None, steps: int | None, interval: Any) -> tuple[int, int]:
         if (ns is None) == (steps is None):
             raise InputError("give the length of the run: either ns or steps")
         interval = strip(interval, "picosecond", what="interval", positive=True)
@@ -150,99 +340,393 @@ class Langevin:
         if ns is not None:
             length = strip(ns, "nanosecond", what="ns", positive=True)
             steps = round(length * 1000 / self.timestep)
-        frames = int(steps or 0) // stride
-        if frames < 1:
+        total = int(steps or 0) // stride * stride
+        if total < 1:
             raise InputError(
                 f"the run of {steps} steps is shorter than one interval of {stride} steps; "
                 "make it longer or the interval shorter"
             )
-        writer = RunWriter(output, self.model.topology, self._info(stride))
-        started = time.perf_counter()
-        done = 0
-        try:
-            with _Progress(progress, frames, "simulating") as bar:
-                for done in range(1, frames + 1):
-                    self._step(stride)
-                    positions = self.positions
-                    self._require_finite(positions)
-                    writer.add(self.context.getTime()._value, positions)
-                    elapsed = time.perf_counter() - started
-                    self.steps_per_second = done * stride * self.copies / elapsed
-                    bar.update(done, self._speed())
-                    if seconds is not None and elapsed > seconds:
-                        break
-        except KeyboardInterrupt:
-            logger.warning("interrupted; the frames until then are kept in %s", output)
-        except BaseException:
-            writer.flush()
-            raise
-        writer.finish(replica_steps_per_second=self.steps_per_second)
-        return read_run(output)
+        return stride, total
 
-    def _step(self, stride: int) -> None:
-        try:
-            self.integrator.step(stride)
-        except openmm.OpenMMException as error:
-            self._require_finite(self.positions)  # names the copy, where OpenMM does not
-            raise SimulationError(f"OpenMM stopped: {str(error).strip()}") from error
-
-    def _speed(self) -> str:
-        per_day = self.steps_per_second * self.timestep * 86.4
-        return (
-            f"{self.steps_per_second:,.0f} steps/s, {per_day:,.0f} ns/day "
-            f"({per_day / self.copies:,.0f} a copy)"
-        )
-
-    def _info(self, stride: int) -> dict[str, Any]:
-        from .version import __version__
-
+    def _info(self, stride: int, output: Path) -> dict[str, Any]:
+        where = output.absolute()
+        if where not in self._starts:
+            digest = hashlib.sha256(self.engine.positions.tobytes())
+            digest.update(self.engine.velocities.tobytes())
+            digest.update(self.rungs.tobytes())
+            self._starts[where] = digest.hexdigest()
         return {
-            "model": self.model.file.name,
+            **self.engine.settings(),
             "copies": self.copies,
-            "temperature_K": self.temperature,
+            "temperatures_K": [float(t) for t in self.temperatures],
+            "training_temperature_K": self.model.temperature,
             "timestep_ps": self.timestep,
             "friction_per_ps": self.friction,
-            "box_vectors_nm": self.box_vectors,
             "steps_per_frame": stride,
             "seed": self.seed,
-            "platform": self.context.getPlatform().getName(),
-            "backend": FORCE_CLASSES[self.backend],
-            "versions": {
-                "openmm_cgml": __version__,
-                "openmm": openmm.version.short_version,
-                "torch": torch.__version__,
-            },
+            "on_sick": self.on_sick,
+            "start_sha256": self.ranks.same(self._starts[where]),
+            "ranks": self.ranks.size,
+            "processor": _processor(),
         }
 
-    def _require_finite(self, positions: np.ndarray) -> None:
-        bad = np.flatnonzero(~np.isfinite(positions).all(axis=(1, 2)))
-        if len(bad):
+    # -- resuming -------------------------------------------------------------------------------
+
+    def _resume(self, output: Path, info: dict[str, Any]) -> int:
+        """Go to the last state of a run that was begun before; return its steps."""
+        found = read_checkpoint(output, self.ranks.rank)
+        self.ranks.wait()  # nobody writes before everybody has looked
+        if found is None:
+            return 0
+        before, checkpoint = found
+        _require_same_run(output, before, info)
+        self._load(checkpoint)
+        logger.info("%s goes on from step %d", output, checkpoint.step)
+        return checkpoint.step
+
+    def _save(self) -> Checkpoint:
+        arrays = {
+            "positions": self.engine.positions,
+            "velocities": self.engine.velocities,
+            "rungs": self.rungs,
+            "dropped": self._dropped,
+            "resets": self._resets,
+            "extrapolated": self._extrapolated,
+            **{f"exchange_{k}": v for k, v in self._exchange_arrays().items()},
+        }
+        for k, reporter in enumerate(self.reporters):
+            if hasattr(reporter, "state_dict"):
+                for name, values in reporter.state_dict().items():
+                    arrays[f"reporter{k}_{name}"] = np.asarray(values)
+        state = {
+            "common": self._common.bit_generator.state,
+            "own": self._own.bit_generator.state,
+        }
+        return Checkpoint(self._host.currentStep, arrays, state, self.engine.checkpoint())
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        arrays = checkpoint.arrays
+        self.engine.restore(checkpoint.blob)
+        self.rungs = arrays["rungs"].astype(np.int64)
+        self._dropped, self._resets = arrays["dropped"].astype(bool), arrays["resets"].copy()
+        self._extrapolated = arrays["extrapolated"].astype(bool)
+        self._load_exchange_arrays(_with_prefix(arrays, "exchange_"))
+        if len(self.temperatures) > 1:
+            self.engine.set_temperatures(self._copy_temperatures())
+        for k, reporter in enumerate(self.reporters):
+            if hasattr(reporter, "load_state_dict"):
+                reporter.load_state_dict(_with_prefix(arrays, f"reporter{k}_"))
+        self._common.bit_generator.state = checkpoint.state["common"]
+        self._own.bit_generator.state = checkpoint.state["own"]
+
+    # -- sick copies ----------------------------------------------------------------------------
+
+    def _heal(self, sick: np.ndarray, why: str, events: list[dict[str, Any]]) -> None:
+        """Give sick copies (copies,) bool a new start, and write down that it happened."""
+        if self.on_sick == "raise":
+            bad = np.flatnonzero(sick)
             raise SimulationError(
-                f"copy {int(bad[0])} ({len(bad)} of {self.copies}) is no longer finite at "
-                f"{self.context.getTime()._value:.3f} ps; try a shorter timestep, or train on "
-                "more data or with a stronger prior"
+                f"copy {self.share.start + int(bad[0])} ({len(bad)} of {self.copies}) is no "
+                f"longer finite at {self.engine.time:.3f} ps ({why}); try a shorter timestep, or "
+                "train on more data or with a stronger prior"
+            )
+        where = np.flatnonzero(sick)
+        positions, velocities = self.engine.positions, self.engine.velocities
+        positions[where] = self._fresh_positions(len(where))
+        noise = self._own.standard_normal(positions[where].shape)
+        temperatures = self._copy_temperatures()[where]
+        velocities[where] = self.engine.thermal_velocities(noise, temperatures)
+        self.engine.positions, self.engine.velocities = positions, velocities
+        self._resets[where] += 1
+        if self.on_sick == "drop":
+            self._dropped[where] = True
+        for copy in where:
+            event = {
+                "what": "dropped" if self.on_sick == "drop" else "reset",
+                "copy": self.share.start + int(copy),
+                "time_ps": self.engine.time,
+                "temperature_K": float(self._copy_temperatures()[copy]),
+                "why": why,
+            }
+            events.append(event)
+            logger.warning(
+                "copy %d %s at %.3f ps: %s", event["copy"], event["what"], event["time_ps"], why
             )
 
+    def _fresh_positions(self, count: int) -> np.ndarray:
+        if isinstance(self._start, CGDataset):
+            return self._start.draw(count, int(self._own.integers(2**31)))
+        return self._first_positions[self._own.integers(self.copies, size=count)]
 
-def find_platform(platform: Any = None) -> Any:
-    """Return an openmm.Platform for a name, itself, or the fastest one.
 
-    Raises:
-        InputError: if there is no platform of that name.
-    """
-    if platform is not None and not isinstance(platform, str):
-        return platform
-    available = [
-        openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())
-    ]
-    if platform is None:
-        preferred = [p for p in ("CUDA", "HIP", "OpenCL") if p in available]
-        platform = preferred[0] if preferred else "Reference"
-    if platform not in available:
-        raise InputError(
-            f"OpenMM platform {platform!r} is not available; choose one of {', '.join(available)}"
+class _Loop:
+    """One call of `Langevin.run`: steps, and what is due after them."""
+
+    def __init__(
+        self,
+        simulation: Langevin,
+        writer: RunWriter,
+        stride: int,
+        total: int,
+        seconds: float | None,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.simulation, self.engine = simulation, simulation.engine
+        self.host = simulation._host
+        self.writer, self.stride, self.total = writer, stride, total
+        self.seconds, self.checkpoint_seconds = seconds, checkpoint_seconds
+        self.steps_per_second = float("nan")
+        self._flagged = np.zeros(self.engine.copies, dtype=bool)
+        self._step_seconds = 0.0
+
+    def run(self, bar: "_Progress") -> str | None:
+        """Run to the end; return why not, or None."""
+        started = flushed = time.monotonic()
+        first = self.host.currentStep
+        with _signals() as caught:
+            while self.host.currentStep < self.total:
+                if not self._to_next_event(caught):
+                    break
+                now = time.monotonic()
+                done = self.host.currentStep - first
+                self.steps_per_second = done * self.simulation.copies / max(now - started, 1e-9)
+                bar.update(self.host.currentStep, self._note())
+                late = now - flushed > self.checkpoint_seconds
+                full = self.writer.pending_bytes > _MOST_PENDING_BYTES
+                over = self.seconds is not None and now - started > self.seconds
+                stop, flush = self.simulation.ranks.any(bool(caught) or over, late or full)
+                if stop:
+                    break
+                if flush:
+                    self.writer.flush(self.simulation._save())
+                    flushed = time.monotonic()
+            if self.writer.pending_bytes or self.host.currentStep > first:
+                self.writer.flush(self.simulation._save())
+        if self.host.currentStep >= self.total:
+            return None
+        return f"stopped by {caught[0]}" if caught else "stopped at its time limit"
+
+    def _to_next_event(self, caught: list[str]) -> bool:
+        """Step to the next frame, exchange or report and do it; False if interrupted before."""
+        host, simulation = self.host, self.simulation
+        step = host.currentStep
+        exchange = simulation.exchange_stride
+        waits = [self.stride - step % self.stride]
+        if exchange:
+            waits.append(exchange - step % exchange)
+        if (report := host.next_report()) is not None:
+            waits.append(max(1, report))
+        wait = min(waits)
+        due = host.due_in(wait)
+        before = self.engine.checkpoint()
+        try:
+            if not self._advance(wait, before, caught):
+                return False
+            frame_due = (step + wait) % self.stride == 0
+            exchange_due = bool(exchange) and (step + wait) % exchange == 0
+            energies = self._examine() if frame_due or exchange_due else None
+        except SimulationError:
+            # The state is not worth going on from; the one before and its frames are.
+            self.engine.restore(before)
+            self.writer.flush(simulation._save())
+            raise
+        host.currentStep = step + wait
+        if energies is not None and frame_due:
+            self._add_frame(energies)
+        if energies is not None and exchange_due:
+            self._exchange(energies)
+        host.report(due)
+        return True
+
+    def _advance(self, steps: int, before: bytes, caught: list[str]) -> bool:
+        """Step; on a NaN that stops OpenMM, go back, heal the copy and step again."""
+        for _ in range(3):
+            try:
+                if self._step(steps, caught):
+                    return True
+                # The interval is done again when the run goes on, so that what happens in it
+                # does not depend on where it was interrupted.
+                self.engine.restore(before)
+                return False
+            except openmm.OpenMMException as error:
+                positions = self.engine.positions
+                sick = ~np.isfinite(positions).all(axis=(1, 2))
+                if not sick.any():
+                    raise SimulationError(f"OpenMM stopped: {str(error).strip()}") from error
+                self.engine.restore(before)
+                self._heal(sick, "positions not finite")
+        raise SimulationError(
+            "a copy stops being finite again and again; try a shorter timestep or other forces"
         )
-    return openmm.Platform.getPlatform(platform)
+
+    def _step(self, steps: int, caught: list[str]) -> bool:
+        left = steps
+        while left:
+            # Alone, a rank may stop at once; several must agree, which they do at events.
+            if caught and self.simulation.ranks.size == 1:
+                return False
+            most = _LONGEST_CALL_SECONDS / self._step_seconds if self._step_seconds else 20
+            count = min(left, max(1, int(most)))
+            clock = time.monotonic()
+            self.engine.step(count)
+            self._step_seconds = (time.monotonic() - clock) / count
+            left -= count
+        return True
+
+    def _examine(self) -> np.ndarray:
+        """Look for sick copies, heal them, and return all energies of this rank, kJ/mol."""
+        lost = ~np.isfinite(self.engine.positions).all(axis=(1, 2))
+        if lost.any():  # before anything is evaluated: CPU would throw
+            self._heal(lost, "positions not finite")
+        report = self.engine.read()
+        sick = (report.sick > 0) | ~np.isfinite(report.energies)
+        sick &= ~lost
+        if sick.any():
+            self._heal(sick, "energy or forces not finite, or beyond 1e7 kJ/mol/nm")
+        if lost.any() or sick.any():
+            report = self.engine.read()
+        return report.energies
+
+    def _heal(self, sick: np.ndarray, why: str) -> None:
+        self.simulation._heal(sick, why, self.writer.events)
+        self._flagged |= sick
+
+    def _add_frame(self, energies: np.ndarray) -> None:
+        simulation = self.simulation
+        positions = self.engine.positions
+        outside = np.zeros(len(positions), dtype=bool)
+        if simulation._ranges is not None:
+            outside = simulation._ranges.outside(positions, simulation.box_vectors)
+            new = outside & ~simulation._extrapolated
+            for copy in np.flatnonzero(new):
+                self.writer.events.append(
+                    {
+                        "what": "extrapolating",
+                        "copy": simulation.share.start + int(copy),
+                        "time_ps": self.engine.time,
+                        "temperature_K": float(simulation._copy_temperatures()[copy]),
+                        "why": "a distance or angle is outside the training data",
+                    }
+                )
+            simulation._extrapolated |= outside
+        self.writer.add(
+            positions=positions,
+            time=self.engine.time,
+            energy=energies,
+            kinetic_energy=self.engine.kinetic_energies(),
+            rung=simulation.rungs[simulation.share],
+            sick=self._flagged | simulation._dropped,
+            extrapolating=outside,
+        )
+        self._flagged = np.zeros_like(self._flagged)
+
+    def _exchange(self, energies: np.ndarray) -> None:
+        simulation = self.simulation
+        frozen = simulation._dropped | self._flagged
+        gathered = simulation.ranks.gather(np.stack([energies, frozen], axis=1))
+        before = simulation._copy_temperatures()
+        simulation._exchange(gathered[:, 0], gathered[:, 1] > 0)
+        after = simulation._copy_temperatures()
+        if (after != before).any():
+            # Positions stay, so forces stay right; velocities become those of the new rung.
+            self.engine.velocities *= np.sqrt(after / before).reshape(-1, 1, 1)
+            self.engine.set_temperatures(after)
+        if simulation.ranks.rank == 0:
+            self.writer.add_exchange(self.engine.time, simulation.rungs)
+
+    def _note(self) -> str:
+        per_day = self.steps_per_second * self.simulation.timestep * 86.4
+        speed = (
+            f"{self.steps_per_second:,.0f} steps/s, {per_day:,.0f} ns/day "
+            f"({per_day / self.simulation.copies:,.0f} a copy)"
+        )
+        live = self.simulation._live()
+        return f"{speed}, {live}" if live else speed
+
+
+def _rungs(temperature: Any, copies: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different temperatures, ascending, and each copy's index into them."""
+    values = np.atleast_1d(strip_array(temperature, "kelvin", what="temperature")).astype(float)
+    if values.shape not in ((1,), (copies,)):
+        raise InputError(
+            f"{values.size} temperatures for {copies} copies; give one, or one a copy"
+        )
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise InputError(f"temperature is {values.min():g} K; give a positive one")
+    different, rungs = np.unique(np.broadcast_to(values, (copies,)), return_inverse=True)
+    return different, rungs.astype(np.int64)
+
+
+def _device_of_rank(
+    platform: Any, properties: dict[str, str] | None, ranks: Ranks
+) -> dict[str, str] | None:
+    from .engine import find_platform
+
+    if "DeviceIndex" not in find_platform(platform).getPropertyNames():
+        return properties
+    return {**(properties or {}), "DeviceIndex": str(ranks.local_rank)}
+
+
+def _require_same_run(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with another run than the one that is there."""
+    differing = [
+        f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}"
+        for key in sorted(set(before) | set(now))
+        if key not in _MAY_CHANGE and before.get(key) != now.get(key)
+    ]
+    if len(differing) > 4:
+        differing[4:] = [f"and {len(differing) - 4} more"]
+    if differing:
+        raise InputError(
+            f"{output} holds another run: {'; '.join(differing)}. Use the same settings to go on "
+            "with it, or choose another output"
+        )
+    if before.get("processor") != now.get("processor"):
+        logger.warning(
+            "%s was begun on another processor (%s): results may differ in the last digits",
+            output,
+            before.get("processor"),
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:50]}..."
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor() or platform.machine()
+
+
+def _with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+@contextmanager
+def _signals() -> Iterator[list[str]]:
+    """Collect Ctrl-C and SIGTERM (queues send it) instead of dying; a second one interrupts."""
+    caught: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, _: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number).name)
+
+    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Progress:

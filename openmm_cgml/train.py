@@ -21,9 +21,9 @@ import lightning
 import numpy as np
 from lightning.pytorch import callbacks
 
-from . import geometry
 from .dataset import CGDataset
 from .errors import InputError
+from .extrapolation import CoordinateRanges
 from .files import atomic_path
 from .losses import LOSSES, ForceNoise, estimate_force_noise
 from .pmf.core import PMF, SumPMF, energy_and_forces
@@ -152,7 +152,7 @@ def fit(
             "force_noise_floor": noise.floor,
             "force_noise_floor_error": noise.floor_error,
             "force_model_error": noise.model_error,
-            "ranges": coordinate_ranges(train),
+            "ranges": CoordinateRanges.of(train).to_dict(),
         },
     )
 
@@ -187,29 +187,6 @@ def _digest(dataset: CGDataset) -> str:
         if values is not None:
             digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
-
-
-def coordinate_ranges(dataset: CGDataset) -> dict[str, Any]:
-    """Return the range of bead distances in the training data, for extrapolation checks.
-
-    Returns:
-        ``pairs``: bonded pairs; ``shortest`` and ``longest``: nm, each pair's extremes;
-        ``radius_of_gyration``: nm, the data's extremes. Empty in a periodic box, where molecules
-        may be torn.
-    """
-    if dataset.box is not None or not dataset.topology.bonds:
-        return {}
-    positions = torch.as_tensor(dataset.positions, dtype=torch.float64)
-    pairs = [list(b) for b in dataset.topology.bonds]
-    lengths = geometry.distances(positions, torch.tensor(pairs))
-    spread = positions - positions.mean(1, keepdim=True)
-    gyration = spread.square().sum(-1).mean(-1).sqrt()
-    return {
-        "pairs": pairs,
-        "shortest": lengths.amin(0).tolist(),
-        "longest": lengths.amax(0).tolist(),
-        "radius_of_gyration": [float(gyration.min()), float(gyration.max())],
-    }
 
 
 def _split_terms(pmf: PMF) -> tuple[PMF | None, PMF]:

@@ -16,13 +16,14 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
+from handmade import write_run
 from openmm import unit
 
 import openmm_cgml as cgml
 from openmm_cgml import cli
 from openmm_cgml.mapping.force_map import ForceMap
 from openmm_cgml.pmf.core import build
-from openmm_cgml.reporters import RunWriter, segments_folder
+from openmm_cgml.run_file import RunWriter, segments_folder
 from openmm_cgml.units import strip, strip_array, thermal_energy
 
 FRAMES = 60
@@ -105,10 +106,8 @@ def files(data, dataset, model, tmp_path_factory) -> dict[str, Path]:
     with h5py.File(paths["notopology_h5"], "r+") as handle:
         del handle["topology"]
 
-    writer = RunWriter(path("sim_h5"), small.topology, {"temperature_K": 300.0})
-    for k in range(30):
-        writer.add(0.5 * (k + 1), small.positions[:4].astype(float))
-    writer.finish()
+    frames = np.repeat(small.positions[None, :4], 30, axis=0)
+    write_run(path("sim_h5"), small.topology, frames)
     cut("cutsim_h5", paths["sim_h5"], 0.6)
     path("newersim_h5").write_bytes(paths["sim_h5"].read_bytes())
     with h5py.File(paths["newersim_h5"], "r+") as handle:
@@ -166,6 +165,12 @@ class Impostor(torch.nn.Module):
         self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
     ) -> torch.Tensor:
         return positions.sum().reshape(1)
+
+    @torch.jit.export
+    def energies_and_forces(
+        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.copy_energies(positions, box_vectors), torch.zeros_like(positions)
 
     def forward(
         self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
@@ -407,8 +412,11 @@ CASES = {
     "no interval": (SIMULATE + " --interval -1", "interval is -1|positive"),
     "no length": (put(SIMULATE, "0.001", "0"), "ns is 0|positive"),
     "too short": (put(SIMULATE, "0.001", "0.0001"), "50 steps|250 steps|longer"),
-    "output there": (put(SIMULATE, "{out}", "{sim_h5}"), "{sim_h5} is there already|move it"),
-    "unfinished run": (put(SIMULATE, "{out}", "{begun}"), "{begun}.segments|unfinished|read_run"),
+    "output there": (
+        put(SIMULATE, "{out}", "{sim_h5}"),
+        "{sim_h5} holds another run|choose another output",
+    ),
+    "unfinished run": (put(SIMULATE, "{out}", "{begun}"), "{begun}.segments|000000.h5|damaged"),
     # analyses
     "missing run": (put(ANALYZE, "{sim_h5}", "gone.h5"), "run gone.h5|check the path"),
     "cut run": (put(ANALYZE, "{sim_h5}", "{cutsim_h5}"), "{cutsim_h5}|cut short|make it again"),
@@ -681,22 +689,17 @@ def test_a_model_of_other_beads_names_the_bead(model, dataset) -> None:
     )
 
 
-def test_a_run_that_wrote_nothing_leaves_nothing(dataset, tmp_path) -> None:
-    """Only frames count as an unfinished run: what failed before its first can be repeated."""
+def test_what_a_killed_writer_left_is_no_run(dataset, tmp_path) -> None:
     path = tmp_path / "run.h5"
-    for _ in range(2):
-        RunWriter(path, dataset.topology, {}).flush()
+    RunWriter(path, dataset.topology, {})
     assert list(tmp_path.iterdir()) == []
     # Killed while it wrote its first segment.
     segments_folder(path).mkdir()
     (segments_folder(path) / ".000000.h5.123.tmp").write_bytes(b"half")
-    writer = RunWriter(path, dataset.topology, {})
-    writer.add(0.5, dataset.positions[:2])
-    writer.flush()
-    with pytest.raises(cgml.InputError, match="holds frames of an unfinished run; read them with"):
-        RunWriter(path, dataset.topology, {})
+    with pytest.raises(cgml.InputError, match=r"run .*run.h5 does not exist"):
+        cgml.read_run(path)
+    write_run(path, dataset.topology, dataset.positions[None, :2])
     assert len(cgml.read_run(path)) == 1
-    writer.finish()
     assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
 
 

@@ -23,13 +23,13 @@ LEVELS = [
     "version errors units registry geometry files",
     "topology formats trajectory",
     "mapping/",
-    "dataset reference reweight",
+    "dataset reference reweight exchange",
     "pmf/ flow/",
-    "losses train",
+    "losses extrapolation train",
     "model_file",
     "native/ force system plugin",
-    "replicas reporters simulate remd",
-    "analysis backmap entropy plot report",
+    "parallel replicate replicas engine run_file reporters simulate remd",
+    "analysis benchmark export backmap entropy plot report",
     "doctor quickstart cli __main__",
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.

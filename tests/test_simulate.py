@@ -1,16 +1,20 @@
 """Langevin dynamics: exact statistics, files that survive, copies that are independent."""
 
+import signal
+
 import torch  # before openmm
 
 import h5py
+import mdtraj
 import numpy as np
 import openmm
 import pytest
-from openmm import unit
+from openmm import app, unit
 
 import openmm_cgml as cgml
-from openmm_cgml.reporters import RunWriter, segments_folder
-from openmm_cgml.simulate import SimulationError, find_platform
+from openmm_cgml.engine import find_platform
+from openmm_cgml.replicas import replicate_topology
+from openmm_cgml.simulate import SimulationError
 from openmm_cgml.units import thermal_energy
 
 SPRING = 800.0  # kJ/mol/nm^2
@@ -96,7 +100,7 @@ def test_run_file_holds_what_was_asked_for(model, dataset, tmp_path) -> None:
     assert np.allclose(run.time, 0.25 * np.arange(1, 9))
     assert run.topology == dataset.topology
     assert run.info["backend"] in ("TorchForce", "PythonForce")
-    assert run.info["copies"] == 6 and run.info["temperature_K"] == 300
+    assert run.info["copies"] == 6 and run.info["temperatures_K"] == [300]
     assert run.info["replica_steps_per_second"] > 0
     again = cgml.read_run(tmp_path / "run.h5")
     assert np.array_equal(again.positions, run.positions) and again.info == run.info
@@ -112,49 +116,74 @@ def test_starts_are_drawn_by_weight(model, dataset) -> None:
         assert np.abs(allowed - copy).max(axis=(1, 2)).min() < 1e-6
 
 
-def test_segments_are_readable_while_the_run_goes_on(dataset, tmp_path) -> None:
-    writer = RunWriter(tmp_path / "run.h5", dataset.topology, {"copies": 2}, segment_seconds=-1)
-    frames = dataset.positions[:6].reshape(3, 2, 5, 3)
-    for k, frame in enumerate(frames):
-        writer.add(0.5 * k, frame)
-        mid = cgml.read_run(tmp_path / "run.h5")
-        assert len(mid) == k + 1 and np.array_equal(mid.positions, frames[: k + 1])
-    assert len(list(segments_folder(tmp_path / "run.h5").iterdir())) == 3
-    writer.finish(done=True)
-    run = cgml.read_run(tmp_path / "run.h5")
-    assert np.array_equal(run.positions, frames) and run.info == {"copies": 2, "done": True}
-    assert not segments_folder(tmp_path / "run.h5").exists()
-
-
-def test_ctrl_c_keeps_the_frames(springs, tmp_path, monkeypatch) -> None:
+def test_ctrl_c_keeps_the_frames_and_the_run_goes_on(springs, tmp_path, caplog) -> None:
+    """SIGINT stops the run at an event; started again, it is as if it had never stopped."""
+    whole = cgml.Langevin(springs, start(3), 3).run(tmp_path / "whole.h5", ns=0.01)
     simulation = cgml.Langevin(springs, start(3), 3)
-    original, calls = cgml.Langevin._require_finite, []
+    simulation.reporters.append(Interrupts(at=2130))
+    run = simulation.run(tmp_path / "run.h5", ns=0.01)
+    assert not run.finished and 4 <= len(run) <= 9
+    assert "stopped by SIGINT" in caplog.text
+    assert not (tmp_path / "run.h5").exists()
+    again = cgml.Langevin(springs, start(3), 3)
+    again.reporters.append(Interrupts(at=10**9))
+    rest = again.run(tmp_path / "run.h5", ns=0.01)
+    assert rest.finished and np.array_equal(rest.positions, whole.positions)
+    assert np.array_equal(rest.time, whole.time) and np.array_equal(rest.energy, whole.energy)
 
-    def interrupts(self, positions):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        original(self, positions)
 
-    monkeypatch.setattr(cgml.Langevin, "_require_finite", interrupts)
-    run = simulation.run(tmp_path / "run.h5", ns=0.05)
-    assert len(run) == 4
-    assert (tmp_path / "run.h5").exists()
+class Interrupts:
+    """A reporter that presses Ctrl-C at a step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def describeNextReport(self, simulation):
+        wait = self.at - simulation.currentStep
+        return (wait if wait > 0 else 10**9, False, False, False, False)
+
+    def report(self, simulation, state) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_finished_run_is_made_longer(springs, tmp_path) -> None:
+    whole = cgml.Langevin(springs, start(3), 3).run(tmp_path / "whole.h5", ns=0.006)
+    short = cgml.Langevin(springs, start(3), 3)
+    assert len(short.run(tmp_path / "run.h5", ns=0.002)) == 4
+    # The same object, then another one, as a script that is started again would make.
+    assert len(short.run(tmp_path / "run.h5", ns=0.004)) == 8
+    longer = cgml.Langevin(springs, start(3), 3).run(tmp_path / "run.h5", ns=0.006)
+    assert np.array_equal(longer.positions, whole.positions)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["run.h5", "whole.h5"]
+    # Nothing left to do: the file is not touched.
+    before = (tmp_path / "run.h5").stat().st_mtime_ns
+    cgml.Langevin(springs, start(3), 3).run(tmp_path / "run.h5", ns=0.006)
+    assert (tmp_path / "run.h5").stat().st_mtime_ns == before
+
+
+def test_another_run_is_not_gone_on_with(springs, tmp_path) -> None:
+    cgml.Langevin(springs, start(3), 3).run(tmp_path / "run.h5", ns=0.002)
+    with pytest.raises(cgml.InputError, match="seed was 0, now 1"):
+        cgml.Langevin(springs, start(3), 3, seed=1).run(tmp_path / "run.h5", ns=0.004)
+    with pytest.raises(cgml.InputError, match="timestep_ps was 0.002, now 0.004"):
+        cgml.Langevin(springs, start(3), 3, timestep=0.004).run(tmp_path / "run.h5", ns=0.004)
+    with pytest.raises(cgml.InputError, match="start_sha256"):
+        cgml.Langevin(springs, start(3, seed=9), 3).run(tmp_path / "run.h5", ns=0.004)
+    assert len(cgml.read_run(tmp_path / "run.h5")) == 4
+
+
+def test_a_time_limit_stops_the_run_early(springs, tmp_path, caplog) -> None:
+    run = cgml.Langevin(springs, start(2), 2).run(tmp_path / "run.h5", ns=1.0, seconds=0.3)
+    assert not run.finished and 1 <= len(run) < 2000
+    assert "stopped at its time limit" in caplog.text
 
 
 def test_a_copy_that_blows_up_is_named_and_earlier_frames_kept(springs, tmp_path) -> None:
-    simulation = cgml.Langevin(springs, start(4), 4)
-    output = tmp_path / "run.h5"
-    simulation.run(output, steps=500)
-    broken = simulation.positions
-    broken[2, 0, 0] = np.nan
-    with pytest.raises(SimulationError, match=r"copy 2 \(1 of 4\).*shorter timestep"):
-        simulation._require_finite(broken)
-    # An unstable timestep, for real.
-    wild = cgml.Langevin(springs, start(4), 4, timestep=2.0)
+    wild = cgml.Langevin(springs, start(4), 4, timestep=2.0, on_sick="raise")
     with pytest.raises(SimulationError, match=r"copy \d \(\d of 4\) is no longer finite"):
         wild.run(tmp_path / "wild.h5", ns=2000, interval=2.0)
-    assert len(cgml.read_run(tmp_path / "wild.h5")) >= 1
+    kept = cgml.read_run(tmp_path / "wild.h5")
+    assert len(kept) >= 1 and np.isfinite(kept.positions).all()
 
 
 def test_negative_friction_is_refused(springs) -> None:
@@ -169,27 +198,29 @@ def test_users_platform_and_properties_are_taken(springs) -> None:
     assert find_platform("Reference").getName() == "Reference"
 
 
-@pytest.mark.parametrize("reporter", ["dcd", "state"])
-def test_openmm_reporters_work_on_the_replicated_topology(model, dataset, tmp_path, reporter):
-    """The System and topology of the copies go into an ordinary openmm.app.Simulation."""
-    from openmm import app
-
-    from openmm_cgml.replicas import replicate_topology
-
-    topology = replicate_topology(model.topology, 3)
-    simulation = app.Simulation(
-        topology.to_openmm(),
-        model.create_system(3),
-        openmm.LangevinMiddleIntegrator(300, 1.0, 0.002),
-        openmm.Platform.getPlatform("Reference"),
-    )
-    simulation.context.setPositions(dataset.positions[:3].reshape(-1, 3).astype(np.float64))
+@pytest.mark.parametrize("reporter", ["dcd", "state", "checkpoint"])
+def test_openmm_reporters_can_be_attached(model, dataset, tmp_path, reporter) -> None:
+    simulation = cgml.Langevin(model, dataset, 3)
     output = tmp_path / "out"
     simulation.reporters.append(
-        app.DCDReporter(str(output), 10)
-        if reporter == "dcd"
-        else app.StateDataReporter(str(output), 10, step=True, potentialEnergy=True)
+        {
+            "dcd": lambda: app.DCDReporter(str(output), 70),
+            "state": lambda: app.StateDataReporter(str(output), 70, step=True, temperature=True),
+            "checkpoint": lambda: app.CheckpointReporter(str(output), 70),
+        }[reporter]()
     )
-    simulation.step(30)
-    assert output.stat().st_size > 0
+    run = simulation.run(tmp_path / "run.h5", steps=500)
+    assert len(run) == 2
+    if reporter == "dcd":
+        frames = mdtraj.load_dcd(str(output), replicated(model, 3))
+        assert frames.n_frames == 7 and frames.n_atoms == 15
+    elif reporter == "state":
+        assert output.read_text().count("\n") == 8
+    else:
+        assert output.stat().st_size > 0
+
+
+def replicated(model, copies):
+    topology = replicate_topology(model.topology, copies)
     assert topology.bonds[4:8] == ((5, 6), (6, 7), (7, 8), (8, 9))
+    return topology.to_mdtraj()

@@ -24,6 +24,21 @@ class PMF(nn.Module):
     constructor arguments. Energies do not change under translation and rotation and are smooth.
     """
 
+    @torch.jit.export
+    def energies_and_forces(
+        self, positions: Tensor, box_vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return energies (copies,), kJ/mol, and forces (copies, beads, 3), kJ/mol/nm.
+
+        What an engine calls in every step. This one differentiates `forward`; a PMF that has its
+        gradient written by hand is faster.
+        """
+        positions = positions.detach().requires_grad_(True)
+        energies = self.forward(positions, box_vectors)
+        gradient = torch.autograd.grad([energies.sum()], [positions])[0]
+        assert gradient is not None
+        return energies.detach(), -gradient
+
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's keyword arguments, JSON-able."""
         raise NotImplementedError

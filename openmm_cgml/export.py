@@ -1,0 +1,167 @@
+"""Write a run for other programs: DCD or XTC with a PDB topology, energies and swaps as tables."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .files import atomic_path
+from .run_file import Run
+
+#: Trajectory formats by the file name's ending.
+FORMATS = ("dcd", "xtc")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_run` wrote.
+
+    Attributes:
+        trajectory, topology, energies: the files.
+        exchanges: rungs after every exchange; None if the run has none.
+        frames: number of frames.
+    """
+
+    trajectory: Path
+    topology: Path
+    energies: Path
+    exchanges: Path | None
+    frames: int
+
+
+def export_run(
+    run: Run, output: str | Path, *, temperature: float | None = None, copy: int | None = None
+) -> Exported:
+    """Write frames of one molecule, and a table with one row for each.
+
+    Frames come copy after copy (or ladder after ladder), each in the order of time. Those of a
+    sick copy are left out. Beside ``NAME.dcd`` come ``NAME.pdb``, ``NAME.energies.csv`` and, for a
+    replica exchange, ``NAME.exchanges.csv``.
+
+    Args:
+        run: the run.
+        output: ``*.dcd`` or ``*.xtc``.
+        temperature: K; all frames at this temperature. Of a replica exchange give either this or
+            `copy`.
+        copy: one copy's trajectory, through all its temperatures.
+
+    Raises:
+        InputError: if the ending is unknown, the choice is missing or nothing is left.
+    """
+    output = Path(output)
+    kind = output.suffix.lstrip(".").lower()
+    if kind not in FORMATS:
+        raise InputError(f"cannot tell the format of {output}; end it in .dcd or .xtc")
+    chosen = _choose(run, temperature, copy)
+    frames, places = chosen.positions.shape[:2]
+    sick = np.zeros((frames, places), bool) if chosen.sick is None else chosen.sick
+    rows = [(t, p) for p in range(places) for t in range(frames) if not sick[t, p]]
+    if not rows:
+        raise InputError("the run has no frames to export; simulate longer")
+    index = np.array(rows)
+    positions = chosen.positions[index[:, 0], index[:, 1]]
+    times = chosen.time[index[:, 0]]
+    topology = output.with_suffix(".pdb")
+    with atomic_path(output) as partial:
+        _write_trajectory(partial, kind, positions, times, run.info.get("box_vectors_nm"))
+    with atomic_path(topology) as partial:
+        _write_pdb(partial, run, positions[:1])
+    energies = output.with_suffix(".energies.csv")
+    _write_energies(energies, chosen, index, "copy" if copy is not None else "place", copy)
+    exchanges = None
+    if run.exchange_time is not None and len(run.exchange_time):
+        exchanges = output.with_suffix(".exchanges.csv")
+        _write_exchanges(exchanges, run)
+    return Exported(output, topology, energies, exchanges, len(rows))
+
+
+def _choose(run: Run, temperature: float | None, copy: int | None) -> Run:
+    if temperature is not None and copy is not None:
+        raise InputError("give either temperature or copy, not both")
+    if temperature is not None:
+        return run.at_temperature(temperature)
+    if copy is not None:
+        return run.of_copy(copy)
+    if len(run.temperatures) > 1:
+        known = ", ".join(f"{t:g}" for t in run.temperatures)
+        raise InputError(
+            f"the run has {len(run.temperatures)} temperatures ({known} K); choose one, or a copy"
+        )
+    return run
+
+
+def _write_trajectory(
+    path: Path, kind: str, positions: np.ndarray, times: np.ndarray, box: Any
+) -> None:
+    from mdtraj.formats import DCDTrajectoryFile, XTCTrajectoryFile
+    from mdtraj.utils import box_vectors_to_lengths_and_angles
+
+    cell = None if box is None else np.asarray(box, dtype=np.float32)
+    if kind == "dcd":
+        lengths = angles = None
+        if cell is not None:
+            six = box_vectors_to_lengths_and_angles(*cell)
+            lengths, angles = 10 * np.array(six[:3]), np.array(six[3:])
+        with DCDTrajectoryFile(str(path), "w") as dcd:
+            for start in range(0, len(positions), 10_000):
+                part = 10 * positions[start : start + 10_000]  # Angstrom
+                dcd.write(
+                    part,
+                    None if lengths is None else np.tile(lengths, (len(part), 1)),
+                    None if angles is None else np.tile(angles, (len(part), 1)),
+                )
+        return
+    with XTCTrajectoryFile(str(path), "w") as xtc:
+        for start in range(0, len(positions), 10_000):
+            part = positions[start : start + 10_000]
+            xtc.write(
+                np.ascontiguousarray(part),
+                time=times[start : start + 10_000].astype(np.float32),
+                step=np.arange(start, start + len(part), dtype=np.int32),
+                box=None if cell is None else np.tile(cell, (len(part), 1, 1)),
+            )
+
+
+def _write_pdb(path: Path, run: Run, positions: np.ndarray) -> None:
+    import mdtraj
+
+    mdtraj.Trajectory(positions, run.topology.to_mdtraj()).save_pdb(str(path))
+
+
+def _write_energies(
+    path: Path, chosen: Run, index: np.ndarray, what: str, copy: int | None
+) -> None:
+    header = ["time_ps", what, "temperature_K", "potential_kJ_mol", "kinetic_kJ_mol"]
+    temperatures = chosen.temperatures
+    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([*header, "extrapolating"])
+        for t, p in index:
+            rung = 0 if len(temperatures) == 1 or chosen.rung is None else chosen.rung[t, p]
+            table.writerow(
+                [
+                    f"{chosen.time[t]:.6g}",
+                    p if copy is None else copy,
+                    f"{temperatures[rung]:.6g}",
+                    _number(chosen.energy, t, p),
+                    _number(chosen.kinetic_energy, t, p),
+                    "" if chosen.extrapolating is None else int(chosen.extrapolating[t, p]),
+                ]
+            )
+
+
+def _number(values: np.ndarray | None, t: int, p: int) -> str:
+    return "" if values is None else f"{values[t, p]:.8g}"
+
+
+def _write_exchanges(path: Path, run: Run) -> None:
+    assert run.exchange_time is not None and run.exchange_rung is not None
+    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        copies = run.exchange_rung.shape[1]
+        table.writerow(["time_ps", *(f"rung_of_copy_{c}" for c in range(copies))])
+        for time, rungs in zip(run.exchange_time, run.exchange_rung, strict=True):
+            table.writerow([f"{time:.6g}", *rungs.tolist()])

@@ -1,0 +1,475 @@
+"""Statistics of samples: how many independent ones there are, errors, weights at a temperature.
+
+Arrays in, arrays out; nothing here knows where the samples come from.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import CGMLError, InputError
+from .units import GAS_CONSTANT, strip, strip_array
+
+#: Values that one Fourier transform takes at a time: memory stays some tens of MB.
+_CHUNK = 1 << 20
+#: Largest error of a rung's normalisation, sum_n W_nk - 1, at which MBAR counts as solved.
+_TOLERANCE = 1e-6
+
+
+# ---------------------------------------------------------------- correlated series
+
+
+def statistical_inefficiency(series: np.ndarray) -> float:
+    """Return how many successive frames are worth one independent sample.
+
+        g = 1 + 2 sum_t (1 - t/T) C(t)/C(0)
+
+    with C(t) pooled over the chains, about the mean of all of them, and T frames a chain. So a
+    chain that does not move in T frames is one sample (g = T), and differences between chains
+    that should not differ count as slow correlation, which one chain alone cannot show. `series`
+    that is the same everywhere has g = T too: each chain is then one sample of nothing.
+
+    The sum ends at the first pair of lags C(2k) + C(2k+1) that is not positive (Geyer's initial
+    positive sequence). Windows proportional to the correlation time itself (Sokal's c = 5) end
+    where the fast part of a series has decayed: where 10 % of the variance is slow, they find a
+    sixth of g. Geyer's monotone sequence scatters less, but also underestimates slow tails.
+
+    Args:
+        series: (frames,) or (frames, chains), a quantity along independent chains with the same
+            distribution; for replica exchange one rung of independent ladders, not the rungs of
+            one ladder.
+
+    Returns:
+        Between 1 and frames. Known to about 4 sqrt(g / samples) relative, and useless below some
+        ten effective samples, where slow motion may not have been seen at all.
+
+    Raises:
+        InputError: if `series` has another shape, is empty or is not finite.
+
+    Reference: Geyer 1992, doi:10.1214/ss/1177011137, section 3.3; Wolff 2004,
+    doi:10.1016/S0010-4655(03)00467-3, section 2, for pooling chains.
+    """
+    chains = _as_chains(series)
+    return _inefficiency(_pooled_autocovariance(chains), chains)
+
+
+def effective_sample_size(series: np.ndarray) -> float:
+    """Return how many independent samples chains are worth: frames x chains / g.
+
+    Args:
+        series: (frames,), (frames, chains) or (frames, chains, observables). Of several
+            observables the slowest counts: the sample is no better than its worst coordinate.
+
+    Raises:
+        InputError: as `statistical_inefficiency`.
+    """
+    array = np.asarray(series)
+    observables = np.moveaxis(array, 2, 0) if array.ndim == 3 else [array]
+    if not len(observables):
+        raise InputError(f"series has shape {array.shape}; give at least one observable")
+    return min(_as_chains(one).size / statistical_inefficiency(one) for one in observables)
+
+
+def mean_and_error(series: np.ndarray) -> tuple[float, float]:
+    """Return the mean of a correlated series and its standard error.
+
+        error^2 = C(0) / (n - 1),    n = frames x chains / g
+
+    Args:
+        series: (frames,) or (frames, chains), see `statistical_inefficiency`.
+
+    Returns:
+        Mean and error in the series' unit. The error is nan where the series says nothing about
+        it: all values are the same, or there is one effective sample only.
+
+    Raises:
+        InputError: as `statistical_inefficiency`.
+    """
+    chains = _as_chains(series)
+    covariance = _pooled_autocovariance(chains)
+    effective = chains.size / _inefficiency(covariance, chains)
+    mean = float(chains.mean())
+    if effective <= 1 or _is_constant(covariance, chains):
+        return mean, float("nan")
+    return mean, float(np.sqrt(covariance[0] / (effective - 1)))
+
+
+def _as_chains(series: np.ndarray) -> np.ndarray:
+    """Return a series as finite float64 (frames, chains)."""
+    array = np.asarray(series, dtype=np.float64)
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise InputError(
+            f"series has shape {array.shape}; give (frames,) or (frames, chains), at least one"
+        )
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    if bad:
+        raise InputError(f"{bad} of {array.size} values are not finite; leave those chains out")
+    return array.reshape(len(array), -1)
+
+
+def _pooled_autocovariance(chains: np.ndarray) -> np.ndarray:
+    """Return sum over chains and frames of d(s) d(s+t) / (frames x chains), (frames,) lags t.
+
+    Dividing by all frames instead of the frames - t terms of the sum brings in (1 - t/T).
+    """
+    frames, count = chains.shape
+    padded = 1 << (2 * frames - 1).bit_length()  # zeros keep the ends apart
+    deviations = chains - chains.mean()
+    power = np.zeros(padded // 2 + 1)
+    step = max(1, _CHUNK // padded)
+    for start in range(0, count, step):
+        spectrum = np.fft.rfft(deviations[:, start : start + step], padded, axis=0)
+        power += (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
+    return np.fft.irfft(power, padded)[:frames] / chains.size
+
+
+def _is_constant(covariance: np.ndarray, chains: np.ndarray) -> bool:
+    """Whether the variance is what rounding alone can make."""
+    rounding = 4 * np.finfo(np.float64).eps * np.abs(chains).max()
+    return bool(covariance[0] <= rounding**2)
+
+
+def _inefficiency(covariance: np.ndarray, chains: np.ndarray) -> float:
+    frames = len(covariance)
+    if _is_constant(covariance, chains):
+        return float(frames)
+    correlation = np.append(covariance, np.zeros(frames % 2)) / covariance[0]
+    pairs = correlation.reshape(-1, 2).sum(axis=1)
+    negative = np.flatnonzero(pairs <= 0)
+    end = negative[0] if len(negative) else len(pairs)
+    return float(np.clip(2 * pairs[:end].sum() - 1, 1.0, frames))
+
+
+# ---------------------------------------------------------------- weighted means
+
+
+def kish_size(log_weights: np.ndarray) -> float:
+    """Return how many samples of equal weight are worth as much: (sum w)^2 / sum w^2.
+
+    Args:
+        log_weights: (samples,), normalised or not.
+
+    Reference: Kish 1965, Survey Sampling, section 11.7.
+    """
+    return float(1 / np.square(_normalised(log_weights)).sum())
+
+
+def expectation(log_weights: np.ndarray, values: np.ndarray) -> tuple[Any, Any]:
+    """Return weighted means and their standard errors for weights known beforehand.
+
+        A = sum_n w_n A_n / sum_n w_n,    error^2 = sum_n w_n^2 (A_n - A)^2 / (sum_n w_n)^2
+
+    The weights of MBAR are themselves estimated from the samples: use `MBARResult.expectation`,
+    whose error has that part too.
+
+    Args:
+        log_weights: (samples,) of independent samples, normalised or not.
+        values: (samples,) or (samples, observables).
+
+    Returns:
+        Mean and error: two floats, or two arrays (observables,).
+
+    Raises:
+        InputError: if shapes do not fit, or values or weights are not finite.
+
+    Reference: Owen 2013, Monte Carlo theory, methods and examples, chapter 9 (delta method).
+    """
+    weights = _normalised(log_weights)
+    array = _as_values(values, len(weights))
+    mean = weights @ array
+    deviations = weights[:, None] * (array - mean)
+    return _unpacked(values, mean, np.sqrt(np.square(deviations).sum(axis=0)))
+
+
+def _as_values(values: np.ndarray, samples: int) -> np.ndarray:
+    """Return values as finite float64 (samples, observables)."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim not in (1, 2) or len(array) != samples:
+        raise InputError(
+            f"values have shape {array.shape}; give ({samples},) or ({samples}, observables), "
+            "one row a sample"
+        )
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    if bad:
+        raise InputError(f"{bad} of {array.size} values are not finite; leave those samples out")
+    return array.reshape(samples, -1)
+
+
+def _unpacked(values: np.ndarray, mean: np.ndarray, error: np.ndarray) -> tuple[Any, Any]:
+    """Return floats if there was one observable without an axis of its own."""
+    return (mean, error) if np.ndim(values) == 2 else (float(mean[0]), float(error[0]))
+
+
+def _normalised(log_weights: np.ndarray) -> np.ndarray:
+    array = np.asarray(log_weights, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise InputError(f"log weights have shape {array.shape}; give (samples,), at least one")
+    # -inf is a weight of zero.
+    if np.isnan(array).any() or not np.isfinite(array.max()):
+        raise InputError("log weights hold nan or +inf, or only -inf; leave such samples out")
+    weights = np.exp(array - array.max())
+    return weights / weights.sum()
+
+
+# ---------------------------------------------------------------- MBAR over temperatures
+
+
+@dataclass(frozen=True, eq=False)
+class MBARResult:
+    """Samples of one potential at several temperatures, combined and reweighted to one.
+
+    Attributes:
+        temperatures: (rungs,) K.
+        target: K, where `log_weights` hold.
+        energies: (samples,) kJ/mol.
+        counts: (rungs,) samples drawn at each temperature.
+        free_energies: (rungs,) f = -ln Z, reduced, relative to the first rung.
+        errors: (rungs,) standard errors of these differences.
+        log_weights: (samples,) ln w, normalised: the w sum to one.
+    """
+
+    temperatures: np.ndarray
+    target: float
+    energies: np.ndarray
+    counts: np.ndarray
+    free_energies: np.ndarray
+    errors: np.ndarray
+    log_weights: np.ndarray
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(samples,) probabilities at the target."""
+        return np.exp(self.log_weights)
+
+    @property
+    def effective_samples(self) -> float:
+        """How many samples of equal weight are worth as much (Kish)."""
+        return kish_size(self.log_weights)
+
+    def expectation(self, values: np.ndarray) -> tuple[Any, Any]:
+        """Return means at the target temperature and their asymptotic standard errors.
+
+        The errors hold for independent samples; for samples of statistical inefficiency g they
+        are sqrt(g) too small, so take every g-th frame first.
+
+        Args:
+            values: (samples,) or (samples, observables).
+
+        Returns:
+            Mean and error: two floats, or two arrays (observables,).
+
+        Raises:
+            InputError: if the shape does not fit or values are not finite.
+
+        Reference: Shirts and Chodera 2008, doi:10.1063/1.2978177, section IV.
+        """
+        array = _as_values(values, len(self.energies))
+        mean = self.weights @ array
+        deviations = self.weights[:, None] * (array - mean)
+        rungs, _ = _rung_weights(
+            self.energies, _betas(self.temperatures), self.counts, self.free_energies
+        )
+        return _unpacked(values, mean, np.sqrt(_variance(deviations, rungs, self.counts)))
+
+
+def mbar(
+    energies: Any, rungs: np.ndarray, temperatures: Any, target: float | None = None
+) -> MBARResult:
+    """Combine samples of one potential drawn at several temperatures (MBAR).
+
+        ln w_n = -b E_n - ln sum_k N_k exp(f_k - b_k E_n) + const
+
+    with the f_k that make every rung's own weights sum to one. Solved by pymbar, started from
+    thermodynamic integration, df/db = <E>: from pymbar's own start, f = 0, ladders of more than a
+    few hundred degrees of freedom run for minutes or do not converge.
+
+    Args:
+        energies: (samples,) kJ/mol, independent samples of any order.
+        rungs: (samples,) index into `temperatures` of where each was drawn.
+        temperatures: (rungs,) K; rungs without samples are allowed.
+        target: K, temperature of the weights; the first rung's if None. Far outside the ladder
+            `effective_samples` drops to a few.
+
+    Raises:
+        InputError: if shapes do not fit, there are no samples, or energies are not finite.
+        CGMLError: if no solution is found.
+
+    Reference: Shirts and Chodera 2008, doi:10.1063/1.2978177, section III.
+    """
+    kelvin = _as_temperatures(temperatures)
+    samples, index = _as_samples(energies, rungs, len(kelvin))
+    kept = float(kelvin[0]) if target is None else strip(target, "kelvin", **_TARGET)
+    betas = _betas(kelvin)
+    counts = np.bincount(index, minlength=len(kelvin))
+    free_energies = _solve(samples, index, betas, counts)
+
+    weights, log_mixture = _rung_weights(samples, betas, counts, free_energies)
+    residual = np.abs(weights.sum(axis=0) - 1).max()
+    if not residual < _TOLERANCE:
+        raise CGMLError(
+            f"MBAR did not converge (the weights of a temperature sum to 1 only within "
+            f"{residual:.1g}); the energies at neighbouring temperatures overlap too little: "
+            "sample temperatures between them"
+        )
+    log_weights = -_betas(kept) * samples - log_mixture
+    errors = np.sqrt(_variance(weights - weights[:, :1], weights, counts))
+    return MBARResult(
+        temperatures=kelvin,
+        target=kept,
+        energies=samples,
+        counts=counts,
+        free_energies=free_energies,
+        errors=errors,
+        log_weights=log_weights - _log_sum(log_weights[:, None])[0],
+    )
+
+
+_TARGET: dict[str, Any] = {"what": "target temperature", "positive": True}
+
+
+def _betas(kelvin: Any) -> Any:
+    """Return inverse temperatures, mol/kJ."""
+    return 1 / (GAS_CONSTANT * kelvin)
+
+
+def _as_temperatures(temperatures: Any) -> np.ndarray:
+    kelvin = strip_array(temperatures, "kelvin", what="temperatures").astype(np.float64)
+    if kelvin.ndim != 1 or kelvin.size == 0:
+        raise InputError(f"temperatures have shape {kelvin.shape}; give (rungs,), at least one")
+    if not (np.isfinite(kelvin) & (kelvin > 0)).all():
+        raise InputError(f"temperatures are {kelvin.tolist()}; give positive numbers in kelvin")
+    return kelvin
+
+
+def _as_samples(energies: Any, rungs: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return energies as finite float64 and rungs as indices below `count`."""
+    samples = strip_array(energies, "kilojoule/mole", what="energies").astype(np.float64)
+    index = np.asarray(rungs)
+    if samples.ndim != 1 or samples.size == 0:
+        raise InputError(f"energies have shape {samples.shape}; give (samples,), at least one")
+    if index.shape != samples.shape or index.dtype.kind not in "iu":
+        raise InputError(
+            f"rungs are {index.dtype} of shape {index.shape}; give {samples.shape} integers, "
+            "the index of the temperature of each sample"
+        )
+    outside = (index < 0) | (index >= count)
+    if outside.any():
+        raise InputError(
+            f"{outside.sum()} samples are of rungs such as {index[outside][0]}; there are "
+            f"{count} temperatures, so give 0 to {count - 1}"
+        )
+    bad = int(np.count_nonzero(~np.isfinite(samples)))
+    if bad:
+        raise InputError(
+            f"{bad} of {samples.size} energies are not finite; leave those samples out: "
+            "keep = np.isfinite(energies)"
+        )
+    return samples, index
+
+
+def _solve(
+    samples: np.ndarray, index: np.ndarray, betas: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Return the free energies (rungs,) by pymbar, f[0] = 0."""
+    order = np.argsort(index, kind="stable")  # pymbar wants the samples rung by rung
+    # Newton's method; L-BFGS-B where rungs overlap so little that its steps do not help.
+    protocol = (
+        {"method": "adaptive", "options": {"min_sc_iter": 0, "maxiter": 100}},
+        {"method": "L-BFGS-B", "options": {"maxiter": 1000}},
+    )
+    with _quiet_pymbar():
+        import pymbar
+
+        solved = pymbar.MBAR(
+            betas[:, None] * samples[order],
+            counts,
+            initial_f_k=_integrated(samples, index, betas, counts),
+            maximum_iterations=0,  # otherwise pymbar raises the limits above to its own
+            solver_protocol=protocol,
+        )
+    return np.asarray(solved.f_k, dtype=np.float64)
+
+
+def _integrated(
+    samples: np.ndarray, index: np.ndarray, betas: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Return free energies (rungs,) from the mean energies by the trapezoid rule, f[0] = 0."""
+    known = np.flatnonzero(counts)
+    known = known[np.argsort(betas[known])]
+    means = np.bincount(index, samples, minlength=len(counts))[known] / counts[known]
+    steps = np.diff(betas[known]) * (means[1:] + means[:-1]) / 2
+    # Rungs without samples take no part in the solution; any start will do.
+    free_energies = np.interp(betas, betas[known], np.concatenate([[0.0], np.cumsum(steps)]))
+    return free_energies - free_energies[0]
+
+
+@contextmanager
+def _quiet_pymbar() -> Iterator[None]:
+    """Keep pymbar's advice on import and its progress to itself, and leave no trace of it.
+
+    It logs warnings (no JAX; its time series need thought) and reseeds numpy's global generator.
+    Whether it converged is checked on the result.
+    """
+    logger = logging.getLogger("pymbar")
+    level = logger.level
+    state = np.random.get_state()  # noqa: NPY002
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _log_sum(terms: np.ndarray) -> np.ndarray:
+    """Return ln sum exp over the first axis."""
+    largest = terms.max(axis=0)
+    return largest + np.log(np.exp(terms - largest).sum(axis=0))
+
+
+def _rung_weights(
+    samples: np.ndarray, betas: np.ndarray, counts: np.ndarray, free_energies: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples' weights at every rung, and the log density that they were drawn from.
+
+    Returns:
+        W (samples, rungs), each column summing to one, and ln sum_k N_k exp(f_k - b_k E_n)
+        (samples,).
+    """
+    exponents = free_energies[:, None] - betas[:, None] * samples
+    sampled = counts > 0
+    log_mixture = _log_sum(exponents[sampled] + np.log(counts[sampled])[:, None])
+    return np.exp(exponents - log_mixture).T, log_mixture
+
+
+def _variance(deviations: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the asymptotic variances d' (I - W N W')^+ d of estimates, with W N W' = M M'.
+
+    Since (I - M M')^+ = I + M (I - M' M)^+ M' for d that sums to zero, only a matrix of rungs is
+    inverted. The first term is the variance for known weights, the second what their own
+    estimation adds.
+
+    Args:
+        deviations: d (samples, estimates), each column summing to zero.
+        weights: W (samples, rungs).
+        counts: N (rungs,).
+
+    Reference: Shirts and Chodera 2008, doi:10.1063/1.2978177, appendix D.
+    """
+    scaled = weights * np.sqrt(counts)
+    # The null vector of I - M'M, to which M'd is orthogonal; adding it makes the matrix regular.
+    null = np.sqrt(counts / counts.sum())
+    matrix = np.eye(len(counts)) - scaled.T @ scaled + np.outer(null, null)
+    values, vectors = np.linalg.eigh(matrix)
+    # Rungs without overlap: an eigenvalue is rounding about zero, the error is just large.
+    values = np.maximum(values, np.finfo(np.float64).eps)
+    projected = vectors.T @ (scaled.T @ deviations)
+    known = np.square(deviations).sum(axis=0)
+    return known + (np.square(projected) / values[:, None]).sum(axis=0)

@@ -1,0 +1,27 @@
+"""Run files whose frames a test chooses."""
+
+from pathlib import Path
+
+import numpy as np
+
+from openmm_cgml.run_file import Checkpoint, RunWriter
+
+
+def write_run(path: Path, topology, positions: np.ndarray, **info) -> None:
+    """Write a finished run with frames of one's own: positions (frames, copies, beads, 3)."""
+    copies = positions.shape[1]
+    info = {"copies": copies, "temperatures_K": [300.0], "training_temperature_K": 300.0, **info}
+    writer = RunWriter(path, topology, info)
+    for k, frame in enumerate(positions):
+        add_frame(writer, 0.5 * (k + 1), frame)
+    writer.flush(Checkpoint(len(positions), {}, {}, b""))
+    writer.finish()
+
+
+def add_frame(writer: RunWriter, time: float, positions: np.ndarray) -> None:
+    """Add a frame of which only the positions matter."""
+    none = np.zeros(len(positions))
+    writer.add(
+        positions=positions, time=time, energy=none, kinetic_energy=none, rung=none,
+        sick=none, extrapolating=none,
+    )  # fmt: skip
