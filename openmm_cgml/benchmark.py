@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,11 @@ class BenchmarkReport:
                 f" {1e3 * one.step_seconds:>10.3f} {1 - rest:>6.0%} {rest:>6.0%}"
                 f"{'  <- best' if one is best else ''}"
             )
+        more = any(s.platform == best.platform and s.copies > best.copies for s in self.speeds)
         lines += [
             "",
             f"best: {best.copies} copies on {best.platform}, {best.throughput:,.0f} "
-            "replica-steps/s; more copies gain less than 5 %",
+            f"replica-steps/s; more copies {'gain less than 5 %' if more else 'not measured'}",
         ]
         for what, seconds in (
             ("a frame of all copies", self.frame_seconds),
@@ -169,6 +170,7 @@ def benchmark(
     """
     import torch  # before openmm
 
+    from .force import FORCE_CLASSES, choose_backend
     from .system import Model, load_model
 
     if start is None:
@@ -185,23 +187,14 @@ def benchmark(
     report = BenchmarkReport(
         loaded.file.name,
         len(loaded.topology),
-        _force_class(backend),
+        FORCE_CLASSES[choose_backend(backend)],
         torch.get_num_threads(),
         tuple(speeds),
     )
     frame, exchange = _event_seconds(loaded, start, report.best, backend, end - time.monotonic())
     if frame is None:
         notes.append("frames and exchanges were not measured: out of time; give more seconds")
-    return BenchmarkReport(
-        report.model, report.beads, report.backend, report.threads, report.speeds,
-        frame, exchange, tuple(notes),
-    )  # fmt: skip
-
-
-def _force_class(backend: str | None) -> str:
-    from .force import FORCE_CLASSES, choose_backend
-
-    return FORCE_CLASSES[choose_backend(backend)]
+    return replace(report, frame_seconds=frame, exchange_seconds=exchange, notes=tuple(notes))
 
 
 def _all_speeds(

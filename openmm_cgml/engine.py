@@ -17,6 +17,9 @@ from .replicate import replicate_forces
 from .system import Model
 from .units import GAS_CONSTANT
 
+# Platform properties that say where to work, not how: a queue changes them from job to job.
+_WHERE = ("DeviceIndex", "TempDirectory")
+
 
 class Engine:
     """Copies of one molecule in one System and one Context, evaluated as a batch.
@@ -113,6 +116,15 @@ class Engine:
         for _ in range(3):
             self.context.getState(getEnergy=True, getForces=True)
         self._seen = self._force.read(self.context, self._group).sick
+
+    @property
+    def unread(self) -> np.ndarray:
+        """(copies,) sick evaluations since the last reading; they belong to a checkpoint."""
+        return self._force.read(self.context, self._group).sick - self._seen
+
+    @unread.setter
+    def unread(self, values: np.ndarray) -> None:
+        self._seen = self._force.read(self.context, self._group).sick - values
 
     @property
     def positions(self) -> np.ndarray:
@@ -300,6 +312,7 @@ class Engine:
         properties = {
             name: platform.getPropertyValue(self.context, name)
             for name in platform.getPropertyNames()
+            if name not in _WHERE
         }
         return {
             "model": self.model.file.name,

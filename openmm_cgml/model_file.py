@@ -286,6 +286,9 @@ class ModelFile:
                 raise InputError("particle indices must be different and not negative")
             module.particles = indices
             module.highest_particle = int(indices.max())
+        for parameter in module.parameters():
+            # Else autograd would keep all it needs for gradients that nobody asks for.
+            parameter.requires_grad_(False)
         return module.eval()
 
     def program(

@@ -298,8 +298,9 @@ class RunWriter:
         parts = _parts(self.path)
         needed = sum(file.stat().st_size for part in parts for file in part)
         try:
-            _require_room(self.path, int(1.05 * needed) + (1 << 20))
-            _consolidate(self.path, parts, self.topology, {**self.info, **info})
+            if parts != [[self.path]]:  # else a kill came when only the removal was left to do
+                _require_room(self.path, int(1.05 * needed) + (1 << 20))
+                _consolidate(self.path, parts, self.topology, {**self.info, **info})
         except OSError as error:
             logger.warning(
                 "%s stays in segments, which can be read just the same: joining them needs %.3g "
@@ -309,7 +310,8 @@ class RunWriter:
                 error.strerror or error,
             )
             return False
-        shutil.rmtree(self.folder)
+        # What cannot be removed, because somebody reads it, is known to be no part of the run.
+        shutil.rmtree(self.folder, ignore_errors=True)
         return True
 
 
@@ -337,8 +339,13 @@ def read_run(path: str | Path, *, stride: int = 1) -> Run:
 
 
 def _last_changes(path: Path) -> list[int]:
-    places = (path, segments_folder(path))
-    return [place.stat().st_mtime_ns for place in places if place.exists()]
+    times = []
+    for place in (path, segments_folder(path)):
+        try:
+            times.append(place.stat().st_mtime_ns)
+        except OSError:
+            times.append(0)
+    return times
 
 
 def _read_run(path: Path, stride: int) -> Run:
@@ -494,17 +501,14 @@ def _read_part(files: Sequence[Path], stride: int, skip: int) -> tuple[dict[str,
             share["events"] = json.loads(handle["events"].asstr()[()])
             # Segments may hold the whole run, where there was no room to join them.
             end = share["info"].get("steps", math.inf)
-            share["finished"] = bool(handle.attrs["finished"]) or handle.attrs["step"] >= end
+            share["finished"] = bool(handle.attrs["finished"] or handle.attrs["step"] >= end)
         shares.append(share)
-    joined = dict(shares[0])
+    joined = dict(shares[0]) if frames else _without_frames(shares[0])
     for name in FRAME_ARRAYS:
-        if name not in _SHARED:
+        if frames and name not in _SHARED:
             joined[name] = np.concatenate([s[name] for s in shares], axis=1)
-    copies = joined["positions"].shape[1]
     if not len(joined["exchange_time"]):
         joined["exchange_rung"] = np.zeros((0, int(joined["info"]["copies"])), dtype=np.int16)
-    if not len(joined["time"]) and copies != joined["info"]["copies"]:
-        joined = _without_frames(joined)
     joined["events"] = [event for s in shares for event in s["events"]]
     return joined, frames
 

@@ -23,7 +23,8 @@ from .extrapolation import CoordinateRanges
 from .parallel import Ranks
 from .replicas import replicate_topology, start_positions
 from .reporters import ReporterHost
-from .run_file import Checkpoint, Run, RunWriter, read_checkpoint, read_run
+from .run_file import Checkpoint, Run, RunWriter, read_checkpoint, read_run, segments_folder
+from .sampling import SlowCoordinates, effective_samples
 from .system import Model, load_model
 from .units import strip, strip_array
 
@@ -37,6 +38,9 @@ _MAY_CHANGE = {"steps", "wall_seconds", "replica_steps_per_second", "statistics"
 
 # Ctrl-C is seen only when OpenMM's step() returns.
 _LONGEST_CALL_SECONDS = 0.5
+
+# Effective sample sizes for the progress bar take a moment.
+_SECONDS_BETWEEN_SIZES = 5.0
 
 # Frames waiting in memory for their segment.
 _MOST_PENDING_BYTES = 256 << 20
@@ -159,6 +163,7 @@ class Langevin:
         self._own = np.random.default_rng([self.seed, 2, self.ranks.rank])
         self.engine.positions = positions[self.share]
         self.engine.warm_up()
+        self._minimized = minimize
         if minimize:
             self._minimize()
         if len(self.temperatures) > 1:
@@ -168,6 +173,7 @@ class Langevin:
         self._extrapolated = np.zeros(self.engine.copies, dtype=bool)
         self._dropped = np.zeros(self.engine.copies, dtype=bool)
         self._resets = np.zeros(self.engine.copies, dtype=np.int64)
+        self._flagged = np.zeros(self.engine.copies, dtype=bool)  # since the last frame
         self._host = ReporterHost(self.context, self.system, integrator, self._app_topology)
         self.reporters = self._host.reporters
         self._starts: dict[Path, str] = {}
@@ -203,6 +209,8 @@ class Langevin:
 
     def _minimize(self) -> None:
         left = self.engine.minimize()
+        self.engine.read()  # what was sick on the way does not matter
+        left[self._sick_now()] = np.inf
         lost = np.flatnonzero(~(left < 1e4))
         if len(lost):
             raise InputError(
@@ -210,6 +218,11 @@ class Langevin:
                 f"{left[lost[0]]:.3g} kJ/mol/nm after minimisation; give another start"
             )
         self.engine.warm_up()
+        self._first_positions = self.ranks.gather(self.engine.positions)
+
+    def _sick_now(self) -> np.ndarray:
+        _ = self.engine.forces  # evaluated once more, and counted
+        return self.engine.read().sick > 0
 
     def _first_velocities(self) -> np.ndarray:
         # Drawn for all copies, so that they do not depend on the number of ranks.
@@ -260,6 +273,12 @@ class Langevin:
     def _statistics(self) -> dict[str, Any]:
         return {}
 
+    def _watched_temperature(self) -> float:
+        """The training temperature if there are copies at it, else the lowest."""
+        nearest = int(np.abs(self.temperatures - self.model.temperature).argmin())
+        there = abs(self.temperatures[nearest] - self.model.temperature) < 0.5
+        return float(self.temperatures[nearest if there else 0])
+
     def _live(self) -> str:
         return ""
 
@@ -303,14 +322,17 @@ class Langevin:
         """
         stride, total = self._lengths(ns, steps, interval)
         output = Path(output)
+        found = read_checkpoint(output, self.ranks.rank)
+        self.ranks.wait()  # nobody writes before everybody has looked
+        if found is None:
+            self._starts.pop(output.absolute(), None)
         info = self._info(stride, output)
         writer_info = {**info, "steps": total}
-        self._host.currentStep = self._resume(output, info)
-        if self._host.currentStep >= total:
+        self._host.currentStep = self._resume(output, info, found)
+        if self._host.currentStep >= total and not segments_folder(output).exists():
             run = read_run(output)
-            if run.finished:
-                logger.info("%s is complete: %d frames", output, len(run))
-                return run
+            logger.info("%s is complete: %d frames", output, len(run))
+            return run
         writer = RunWriter(output, self.model.topology, writer_info, self.ranks.rank)
         loop = _Loop(self, writer, stride, total, seconds, checkpoint_seconds)
         with _Progress(progress and self.ranks.rank == 0, total, "simulating") as bar:
@@ -318,9 +340,7 @@ class Langevin:
         self.steps_per_second = loop.steps_per_second
         self.ranks.wait()
         if not stopped and self.ranks.rank == 0:
-            writer.finish(
-                replica_steps_per_second=self.steps_per_second, statistics=self._statistics()
-            )
+            writer.finish(**self._results(output))
         self.ranks.wait()
         if stopped:
             logger.warning(
@@ -331,6 +351,13 @@ class Langevin:
                 output,
             )
         return read_run(output)
+
+    def _results(self, output: Path) -> dict[str, Any]:
+        """Return what a finished run's file says of it, besides its settings."""
+        sampled = effective_samples(read_run(output).at_temperature(self._watched_temperature()))
+        speed = self.steps_per_second
+        speeds = {"replica_steps_per_second": speed} if np.isfinite(speed) else {}
+        return {**speeds, "statistics": {**self._statistics(), "effective_samples": sampled}}
 
     def _lengths(self, ns: float | None, steps: int | None, interval: Any) -> tuple[int, int]:
         if (ns is None) == (steps is None):
@@ -355,7 +382,7 @@ class Langevin:
             digest.update(self.engine.velocities.tobytes())
             digest.update(self.rungs.tobytes())
             self._starts[where] = digest.hexdigest()
-        return {
+        settings = {
             **self.engine.settings(),
             "copies": self.copies,
             "temperatures_K": [float(t) for t in self.temperatures],
@@ -365,17 +392,18 @@ class Langevin:
             "steps_per_frame": stride,
             "seed": self.seed,
             "on_sick": self.on_sick,
-            "start_sha256": self.ranks.same(self._starts[where]),
+            "start_sha256": self._starts[where],
             "ranks": self.ranks.size,
             "processor": _processor(),
         }
+        return self.ranks.same(settings)
 
     # -- resuming -------------------------------------------------------------------------------
 
-    def _resume(self, output: Path, info: dict[str, Any]) -> int:
+    def _resume(
+        self, output: Path, info: dict[str, Any], found: tuple[dict[str, Any], Checkpoint] | None
+    ) -> int:
         """Go to the last state of a run that was begun before; return its steps."""
-        found = read_checkpoint(output, self.ranks.rank)
-        self.ranks.wait()  # nobody writes before everybody has looked
         if found is None:
             return 0
         before, checkpoint = found
@@ -391,6 +419,8 @@ class Langevin:
             "rungs": self.rungs,
             "dropped": self._dropped,
             "resets": self._resets,
+            "flagged": self._flagged,
+            "unread": self.engine.unread,
             "extrapolated": self._extrapolated,
             **{f"exchange_{k}": v for k, v in self._exchange_arrays().items()},
         }
@@ -409,6 +439,8 @@ class Langevin:
         self.engine.restore(checkpoint.blob)
         self.rungs = arrays["rungs"].astype(np.int64)
         self._dropped, self._resets = arrays["dropped"].astype(bool), arrays["resets"].copy()
+        self._flagged = arrays["flagged"].astype(bool)
+        self.engine.unread = arrays["unread"]
         self._extrapolated = arrays["extrapolated"].astype(bool)
         self._load_exchange_arrays(_with_prefix(arrays, "exchange_"))
         if len(self.temperatures) > 1:
@@ -454,7 +486,7 @@ class Langevin:
             )
 
     def _fresh_positions(self, count: int) -> np.ndarray:
-        if isinstance(self._start, CGDataset):
+        if isinstance(self._start, CGDataset) and not self._minimized:
             return self._start.draw(count, int(self._own.integers(2**31)))
         return self._first_positions[self._own.integers(self.copies, size=count)]
 
@@ -476,13 +508,15 @@ class _Loop:
         self.writer, self.stride, self.total = writer, stride, total
         self.seconds, self.checkpoint_seconds = seconds, checkpoint_seconds
         self.steps_per_second = float("nan")
-        self._flagged = np.zeros(self.engine.copies, dtype=bool)
         self._step_seconds = 0.0
+        self._watched = np.searchsorted(simulation.temperatures, simulation._watched_temperature())
+        self._slow = SlowCoordinates(simulation.model.topology, simulation.box_vectors)
+        self._sampled, self._sampled_at = "", time.monotonic()
 
     def run(self, bar: "_Progress") -> str | None:
         """Run to the end; return why not, or None."""
         started = flushed = time.monotonic()
-        first = self.host.currentStep
+        first = saved = self.host.currentStep
         with _signals() as caught:
             while self.host.currentStep < self.total:
                 if not self._to_next_event(caught):
@@ -491,6 +525,8 @@ class _Loop:
                 done = self.host.currentStep - first
                 self.steps_per_second = done * self.simulation.copies / max(now - started, 1e-9)
                 bar.update(self.host.currentStep, self._note())
+                if self.simulation.ranks.size > 1 and not any(self._due(0)):
+                    continue  # only this rank's reporters: nothing to agree on
                 late = now - flushed > self.checkpoint_seconds
                 full = self.writer.pending_bytes > _MOST_PENDING_BYTES
                 over = self.seconds is not None and now - started > self.seconds
@@ -499,8 +535,8 @@ class _Loop:
                     break
                 if flush:
                     self.writer.flush(self.simulation._save())
-                    flushed = time.monotonic()
-            if self.writer.pending_bytes or self.host.currentStep > first:
+                    saved, flushed = self.host.currentStep, time.monotonic()
+            if self.host.currentStep > saved:
                 self.writer.flush(self.simulation._save())
         if self.host.currentStep >= self.total:
             return None
@@ -509,28 +545,26 @@ class _Loop:
     def _to_next_event(self, caught: list[str]) -> bool:
         """Step to the next frame, exchange or report and do it; False if interrupted before."""
         host, simulation = self.host, self.simulation
-        step = host.currentStep
-        exchange = simulation.exchange_stride
-        waits = [self.stride - step % self.stride]
-        if exchange:
-            waits.append(exchange - step % exchange)
+        waits = [n - host.currentStep % n for n in (self.stride, simulation.exchange_stride) if n]
         if (report := host.next_report()) is not None:
             waits.append(max(1, report))
         wait = min(waits)
         due = host.due_in(wait)
-        before = self.engine.checkpoint()
+        before = self._remember()
+        frame_due, exchange_due = self._due(wait)
         try:
             if not self._advance(wait, before, caught):
+                # The interval is done again when the run goes on, so that what happens in it
+                # does not depend on where it was interrupted.
+                self._go_back(before)
                 return False
-            frame_due = (step + wait) % self.stride == 0
-            exchange_due = bool(exchange) and (step + wait) % exchange == 0
-            energies = self._examine() if frame_due or exchange_due else None
+            energies = self._examine(frame_due or exchange_due)
         except SimulationError:
             # The state is not worth going on from; the one before and its frames are.
-            self.engine.restore(before)
+            self._go_back(before)
             self.writer.flush(simulation._save())
             raise
-        host.currentStep = step + wait
+        host.currentStep += wait
         if energies is not None and frame_due:
             self._add_frame(energies)
         if energies is not None and exchange_due:
@@ -538,26 +572,56 @@ class _Loop:
         host.report(due)
         return True
 
-    def _advance(self, steps: int, before: bytes, caught: list[str]) -> bool:
-        """Step; on a NaN that stops OpenMM, go back, heal the copy and step again."""
-        for _ in range(3):
+    def _due(self, wait: int) -> tuple[bool, bool]:
+        """Return whether a frame and whether an exchange is due after so many steps."""
+        step, exchange = self.host.currentStep + wait, self.simulation.exchange_stride
+        return step % self.stride == 0, bool(exchange) and step % exchange == 0
+
+    def _remember(self) -> tuple[Any, ...]:
+        """Return all that stepping and healing change."""
+        one = self.simulation
+        # Where energies were read there is nothing unread, which saves the evaluation.
+        read = any(self._due(0))
+        unread = np.zeros(self.engine.copies, dtype=np.int64) if read else self.engine.unread
+        arrays = (one._dropped.copy(), one._resets.copy(), one._flagged.copy(), unread)
+        generator = one._own.bit_generator.state
+        return self.engine.checkpoint(), arrays, generator, len(self.writer.events)
+
+    def _go_back(self, before: tuple[Any, ...]) -> None:
+        one = self.simulation
+        blob, (one._dropped, one._resets, one._flagged, unread), generator, events = before
+        self.engine.restore(blob)
+        self.engine.unread = unread
+        one._own.bit_generator.state = generator
+        del self.writer.events[events:]
+
+    def _advance(self, steps: int, before: tuple[Any, ...], caught: list[str]) -> bool:
+        """Step; on a NaN that stops OpenMM, go back, heal the copy and step again.
+
+        Returns:
+            False if interrupted.
+        """
+        healed = np.zeros(self.engine.copies, dtype=int)
+        blob, unread = before[0], before[1][-1]
+        while True:
             try:
-                if self._step(steps, caught):
-                    return True
-                # The interval is done again when the run goes on, so that what happens in it
-                # does not depend on where it was interrupted.
-                self.engine.restore(before)
-                return False
+                return self._step(steps, caught)
             except openmm.OpenMMException as error:
-                positions = self.engine.positions
-                sick = ~np.isfinite(positions).all(axis=(1, 2))
+                sick = ~np.isfinite(self.engine.positions).all(axis=(1, 2))
                 if not sick.any():
                     raise SimulationError(f"OpenMM stopped: {str(error).strip()}") from error
-                self.engine.restore(before)
+                hopeless = np.flatnonzero(sick & (healed >= 3))
+                if len(hopeless):
+                    raise SimulationError(
+                        f"copy {self.simulation.share.start + int(hopeless[0])} stops being "
+                        "finite again and again; try a shorter timestep or other forces"
+                    ) from error
+                self.engine.restore(blob)
                 self._heal(sick, "positions not finite")
-        raise SimulationError(
-            "a copy stops being finite again and again; try a shorter timestep or other forces"
-        )
+                # The steps that are done again count again.
+                unread = self.engine.unread = np.where(sick, 0, unread)
+                healed += sick
+                blob = self.engine.checkpoint()
 
     def _step(self, steps: int, caught: list[str]) -> bool:
         left = steps
@@ -573,11 +637,17 @@ class _Loop:
             left -= count
         return True
 
-    def _examine(self) -> np.ndarray:
-        """Look for sick copies, heal them, and return all energies of this rank, kJ/mol."""
+    def _examine(self, energies: bool) -> np.ndarray | None:
+        """Look for sick copies, heal them, and return all energies of this rank, kJ/mol.
+
+        Args:
+            energies: False: look at the positions only, and return None.
+        """
         lost = ~np.isfinite(self.engine.positions).all(axis=(1, 2))
         if lost.any():  # before anything is evaluated: CPU would throw
             self._heal(lost, "positions not finite")
+        if not energies:
+            return None
         report = self.engine.read()
         sick = (report.sick > 0) | ~np.isfinite(report.energies)
         sick &= ~lost
@@ -589,7 +659,7 @@ class _Loop:
 
     def _heal(self, sick: np.ndarray, why: str) -> None:
         self.simulation._heal(sick, why, self.writer.events)
-        self._flagged |= sick
+        self.simulation._flagged |= sick
 
     def _add_frame(self, energies: np.ndarray) -> None:
         simulation = self.simulation
@@ -609,20 +679,22 @@ class _Loop:
                     }
                 )
             simulation._extrapolated |= outside
+        if simulation.ranks.size == 1:
+            self._slow.add(positions[simulation.rungs == self._watched])
         self.writer.add(
             positions=positions,
             time=self.engine.time,
             energy=energies,
             kinetic_energy=self.engine.kinetic_energies(),
             rung=simulation.rungs[simulation.share],
-            sick=self._flagged | simulation._dropped,
+            sick=simulation._flagged | simulation._dropped,
             extrapolating=outside,
         )
-        self._flagged = np.zeros_like(self._flagged)
+        simulation._flagged = np.zeros_like(simulation._flagged)
 
     def _exchange(self, energies: np.ndarray) -> None:
         simulation = self.simulation
-        frozen = simulation._dropped | self._flagged
+        frozen = simulation._dropped | simulation._flagged
         gathered = simulation.ranks.gather(np.stack([energies, frozen], axis=1))
         before = simulation._copy_temperatures()
         simulation._exchange(gathered[:, 0], gathered[:, 1] > 0)
@@ -640,8 +712,11 @@ class _Loop:
             f"{self.steps_per_second:,.0f} steps/s, {per_day:,.0f} ns/day "
             f"({per_day / self.simulation.copies:,.0f} a copy)"
         )
-        live = self.simulation._live()
-        return f"{speed}, {live}" if live else speed
+        if time.monotonic() - self._sampled_at > _SECONDS_BETWEEN_SIZES:
+            size = self._slow.effective_samples()
+            self._sampled = "" if size is None else f"ESS {size:,.0f}"
+            self._sampled_at = time.monotonic()
+        return ", ".join(n for n in (speed, self.simulation._live(), self._sampled) if n)
 
 
 def _rungs(temperature: Any, copies: int) -> tuple[np.ndarray, np.ndarray]:

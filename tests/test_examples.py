@@ -55,3 +55,10 @@ def test_compare_with_reference(road, tmp_path, capsys):
     # The reweighted training data are close to the reference, a model of two epochs is not.
     assert abs(float(printed[0])) < 0.01 < float(printed[1])
     assert "Training" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_metadynamics(road, tmp_path, capsys):
+    run("05", "--input", road, "--output", tmp_path)
+    said = capsys.readouterr().out
+    assert float(re.search(r"phi > 0, biased: ([\d.]+)", said)[1]) >= 0
+    assert {p.name for p in tmp_path.iterdir()} == {"run.h5", "free_energy.png"}

@@ -28,7 +28,7 @@ LEVELS = [
     "losses extrapolation train",
     "model_file",
     "native/ force system plugin",
-    "parallel replicate replicas engine run_file reporters simulate remd",
+    "parallel replicate replicas engine run_file sampling reporters simulate remd",
     "analysis benchmark export backmap entropy plot report",
     "doctor quickstart cli __main__",
 ]

@@ -17,7 +17,7 @@ KEYS = {
 def folder(tmp_path_factory):
     """A medium effort: enough for the right basins."""
     folder = tmp_path_factory.mktemp("demo")
-    effort = Effort(epochs=24, copies=256, ps=5.0, discard_ps=1.0)
+    effort = Effort(epochs=24, ladders=32, ps=30.0, discard_ps=10.0)
     quickstart(folder, effort=effort)
     return folder
 
@@ -26,11 +26,12 @@ def test_summary_and_files(folder) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary.keys() >= KEYS
     assert summary["backend"] == "TorchForce"
-    assert summary["frames"] == 20_000 and summary["copies"] == 256
+    assert summary["frames"] == 20_000 and summary["copies"] == 128
     names = {p.name for p in folder.iterdir()}
     assert names == {"dataset.h5", "model.pt", "run.h5", "report.html", "summary.json"}
     page = (folder / "report.html").read_text()
-    assert "Starts were drawn by frame weight" in page
+    assert "the populations are the model&#x27;s own" in page
+    assert summary["round_trips"] > 100 and summary["effective_samples"] > 100
 
 
 def test_even_a_small_run_is_near_the_reference(folder) -> None:
@@ -38,13 +39,13 @@ def test_even_a_small_run_is_near_the_reference(folder) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["js_phi_psi_excess"] < 0.06
     assert summary["coverage"] > 0.9
-    difference = summary["delta_f_kj_mol"]
-    assert abs(difference["value"]) < 4 * difference["error"]
+    # Of a barrier that no copy had crossed when it started.
+    assert abs(summary["delta_f_kj_mol"]["value"]) < 5
     assert 300 < summary["force_noise_floor"] <= summary["force_rmse"] < 345
 
 
 def test_the_full_effort_uses_all_frames_and_over_a_hundred_copies() -> None:
-    assert FULL.stride == 1 and FULL.copies >= 100
+    assert FULL.stride == 1 and FULL.ladders * FULL.rungs >= 100
 
 
 @pytest.mark.slow
