@@ -1,5 +1,6 @@
 """The engine: many copies of one molecule in one OpenMM Context."""
 
+import ctypes
 import hashlib
 import math
 from collections.abc import Sequence
@@ -21,6 +22,13 @@ from .units import GAS_CONSTANT
 _WHERE = ("DeviceIndex", "TempDirectory")
 
 
+# openmm-torch records a CUDA graph after ten evaluations.
+_GRAPH_WARM_UP = 15
+
+# Numbers of glibc's mallopt() parameters (malloc.h).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
 class Engine:
     """Copies of one molecule in one System and one Context, evaluated as a batch.
 
@@ -38,6 +46,8 @@ class Engine:
         platform: an openmm.Platform or its name; None: see `find_platform`.
         properties: platform properties.
         backend: as in `Model.create_force`.
+        cuda_graphs: replay one recorded graph of CUDA kernels in every step, for small models
+            whose time goes into launching them. Energies are compared with torch's in `warm_up`.
 
     Raises:
         InputError: if a force cannot be replicated or a setting does not exist.
@@ -56,15 +66,21 @@ class Engine:
         platform: Any = None,
         properties: dict[str, str] | None = None,
         backend: str | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model, self.copies, self.integrator = model, copies, integrator
         self.beads = len(model.topology)
         self.box_vectors = box_vectors
         self.backend = choose_backend(backend)
+        keep_memory()
         self._platform = find_platform(platform)
         self._masses = np.tile(model.topology.masses, copies).reshape(copies, -1, 1)
         self._force = BACKENDS[self.backend](
-            model.file, copies=copies, periodic=box_vectors is not None, guarded=True
+            model.file,
+            copies=copies,
+            periodic=box_vectors is not None,
+            guarded=True,
+            cuda_graphs=cuda_graphs,
         )
         self.user_forces = list(forces)
         self.replicas = replicate_forces(forces, self.beads, copies)
@@ -112,9 +128,19 @@ class Engine:
 
         Later calls differ from these in the last digits, so a restart would too. To be called
         when positions are set, before anything that counts.
+
+        Raises:
+            BackendError: if a recorded CUDA graph gives other energies than torch.
         """
-        for _ in range(3):
+        for _ in range(_GRAPH_WARM_UP if self._force.cuda_graphs else 3):
             self.context.getState(getEnergy=True, getForces=True)
+        if self._force.cuda_graphs:
+            expected = self.model.energy_and_forces(self.positions, self.box_vectors)[0]
+            energies = self._force.read(self.context, self._group).energies
+            if not np.allclose(energies, expected, rtol=1e-3, atol=1e-2):
+                raise BackendError(
+                    "CUDA graphs give wrong energies with this openmm-torch; leave cuda_graphs out"
+                )
         self._seen = self._force.read(self.context, self._group).sick
 
     @property
@@ -341,6 +367,22 @@ class Engine:
             "integrator": type(self.integrator).__name__,
             "integrator_sha256": hashlib.sha256(integrator.encode()).hexdigest(),
         }
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory instead of giving it back to the system after every step.
+
+    A batch of many copies allocates megabytes in every step. By default glibc maps each such
+    block anew, and the page faults cost more than the arithmetic on it; with this, blocks are
+    used again. Process-wide; does nothing with other C libraries.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 64 << 20)
 
 
 def lfmiddle_integrator(friction: float, timestep: float, seed: int) -> Any:

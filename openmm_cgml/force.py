@@ -73,6 +73,7 @@ class Backend(ABC):
         copies: number of copies.
         periodic: whether the System is.
         guarded: hold sick copies still instead of passing NaN on; needed for `read`.
+        cuda_graphs: replay one recorded graph of CUDA kernels, where the backend can.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class Backend(ABC):
         copies: int = 1,
         periodic: bool = False,
         guarded: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model, self.particles, self.copies = model, particles, copies
-        self.periodic, self.guarded = periodic, guarded
+        self.periodic, self.guarded, self.cuda_graphs = periodic, guarded, cuda_graphs
 
     @abstractmethod
     def create(self) -> Any:
@@ -156,7 +158,8 @@ class TorchForceBackend(Backend):
         program = self.model.program(
             self.particles, self.copies, periodic=self.periodic, guarded=self.guarded
         )
-        force = import_openmmtorch().TorchForce(program)
+        graphs = {"useCUDAGraphs": "true"} if self.cuda_graphs else {}
+        force = import_openmmtorch().TorchForce(program, graphs)
         force.setOutputsForces(True)
         force.setUsesPeriodicBoundaryConditions(self.periodic)
         if self.guarded:

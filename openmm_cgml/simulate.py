@@ -81,6 +81,7 @@ class Langevin:
             loads, else Reference, which beats CPU for small molecules.
         properties: platform properties, e.g. ``{"DeviceIndex": "1"}``.
         backend: as in `Model.create_force`.
+        cuda_graphs: as in `Engine`.
         box_vectors: (3, 3), nm, of a periodic box; None: that of the start dataset, if it has one.
 
     Attributes:
@@ -112,6 +113,7 @@ class Langevin:
         platform: Any = None,
         properties: dict[str, str] | None = None,
         backend: str | None = None,
+        cuda_graphs: bool = False,
         box_vectors: Any = None,
     ) -> None:
         self.model = model if isinstance(model, Model) else load_model(model)
@@ -155,6 +157,7 @@ class Langevin:
             platform=platform,
             properties=properties,
             backend=backend,
+            cuda_graphs=cuda_graphs,
         )
         self.integrator, self.context = integrator, self.engine.context
         self.system, self.forces = self.engine.system, self.engine.replicas

@@ -13,7 +13,7 @@ from openmm_cgml.benchmark import BenchmarkReport, Speed, benchmark
 
 @pytest.fixture(scope="module")
 def report(model, dataset) -> BenchmarkReport:
-    return benchmark(model, dataset, copies=(4, 1, 4), seconds=3, platform="Reference")
+    return benchmark(model, dataset, copies=(4, 1, 4), seconds=8, platform="Reference")
 
 
 def test_figures_are_sane(report, model) -> None:
@@ -92,7 +92,7 @@ def test_memory_limit(model, dataset, monkeypatch) -> None:
         return 5e9 if name == "MemAvailable" else next(gigabytes)
 
     monkeypatch.setattr(module, "_memory", memory)
-    report = benchmark(model, dataset, copies=[1, 2, 20], seconds=2, platform="Reference")
+    report = benchmark(model, dataset, copies=[1, 2, 20], seconds=8, platform="Reference")
     assert [s.copies for s in report.speeds] == [1, 2]
     assert "20 copies and more were not measured: out of memory" in report.notes[0]
 

@@ -296,3 +296,12 @@ def test_ranges_find_who_has_left_the_data(dataset) -> None:
 def test_platform_without_the_property_is_refused_with_openmm_s_words(free) -> None:
     with pytest.raises(cgml.BackendError, match="cannot run this on Reference"):
         cgml.Langevin(free, np.zeros((5, 3)), 2, platform="Reference", properties={"No": "1"})
+
+
+def test_cuda_graphs_are_checked_against_torch(model, dataset, monkeypatch) -> None:
+    """Ignored by Reference, but the check of energies is the same everywhere."""
+    cgml.Langevin(model, dataset, 3, platform="Reference", cuda_graphs=True)
+    wrong = np.full(3, 1e3), np.zeros((3, 5, 3))
+    monkeypatch.setattr(type(model), "energy_and_forces", lambda *_: wrong)
+    with pytest.raises(cgml.BackendError, match="leave cuda_graphs out"):
+        cgml.Langevin(model, dataset, 3, platform="Reference", cuda_graphs=True)
