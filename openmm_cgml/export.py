@@ -14,6 +14,9 @@ from .run_file import Run
 #: Trajectory formats by the file name's ending.
 FORMATS = ("dcd", "xtc")
 
+# First line of the topology: how a file of this module is told from a user's.
+_REMARK = "REMARK   1 BEADS OF A RUN, WRITTEN BY OPENMM_CGML"
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -49,22 +52,27 @@ def export_run(
         copy: one copy's trajectory, through all its temperatures.
 
     Raises:
-        InputError: if the ending is unknown, the choice is missing or nothing is left.
+        InputError: if the ending is unknown, the choice is missing, nothing is left, or
+            ``NAME.pdb`` is there and was not written by an export.
     """
     output = Path(output)
     kind = output.suffix.lstrip(".").lower()
     if kind not in FORMATS:
         raise InputError(f"cannot tell the format of {output}; end it in .dcd or .xtc")
     chosen = _choose(run, temperature, copy)
-    frames, places = chosen.positions.shape[:2]
-    sick = np.zeros((frames, places), bool) if chosen.sick is None else chosen.sick
-    rows = [(t, p) for p in range(places) for t in range(frames) if not sick[t, p]]
-    if not rows:
-        raise InputError("the run has no frames to export; simulate longer")
-    index = np.array(rows)
+    shape = chosen.positions.shape[:2]
+    well = np.ones(shape, bool) if chosen.sick is None else ~chosen.sick
+    index = np.argwhere(well.T)[:, ::-1]  # (frame, place), place after place
+    if not len(index):
+        raise InputError(
+            "all frames are of sick copies; see the run's events"
+            if well.size
+            else "the run has no frames to export; simulate longer"
+        )
+    topology = output.with_suffix(".pdb")
+    _require_ours(topology)
     positions = chosen.positions[index[:, 0], index[:, 1]]
     times = chosen.time[index[:, 0]]
-    topology = output.with_suffix(".pdb")
     with atomic_path(output) as partial:
         _write_trajectory(partial, kind, positions, times, run.info.get("box_vectors_nm"))
     with atomic_path(topology) as partial:
@@ -75,7 +83,7 @@ def export_run(
     if run.exchange_time is not None and len(run.exchange_time):
         exchanges = output.with_suffix(".exchanges.csv")
         _write_exchanges(exchanges, run)
-    return Exported(output, topology, energies, exchanges, len(rows))
+    return Exported(output, topology, energies, exchanges, len(index))
 
 
 def _choose(run: Run, temperature: float | None, copy: int | None) -> Run:
@@ -125,10 +133,30 @@ def _write_trajectory(
             )
 
 
+def _require_ours(topology: Path) -> None:
+    """Refuse to write over a topology of somebody else's, such as the all-atom molecule's."""
+    if topology.exists():
+        with open(topology, encoding="utf-8", errors="replace") as file:
+            if file.readline().rstrip() != _REMARK:
+                raise InputError(
+                    f"{topology} is there already and is no export's; choose another name"
+                )
+
+
 def _write_pdb(path: Path, run: Run, positions: np.ndarray) -> None:
     import mdtraj
 
-    mdtraj.Trajectory(positions, run.topology.to_mdtraj()).save_pdb(str(path))
+    frame = mdtraj.Trajectory(positions, run.topology.to_mdtraj())
+    if (box := run.info.get("box_vectors_nm")) is not None:
+        frame.unitcell_vectors = np.asarray(box, dtype=np.float32)[None]
+    frame.save_pdb(str(path))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    serials = [line[6:11] for line in lines if line.startswith(("ATOM", "HETATM"))]
+    # MDTraj leaves out bonds within standard residues; readers do not expect them between beads.
+    own = [line for line in lines if not line.startswith(("REMARK", "CONECT", "END"))]
+    pairs = [pair for i, j in run.topology.bonds for pair in ((i, j), (j, i))]
+    bonds = [f"CONECT{serials[i]}{serials[j]}" for i, j in sorted(pairs)]
+    path.write_text("\n".join([_REMARK, *own, *bonds, "END", ""]), encoding="utf-8")
 
 
 def _write_energies(
@@ -143,7 +171,7 @@ def _write_energies(
             rung = 0 if len(temperatures) == 1 or chosen.rung is None else chosen.rung[t, p]
             table.writerow(
                 [
-                    f"{chosen.time[t]:.6g}",
+                    f"{chosen.time[t]:.10g}",
                     p if copy is None else copy,
                     f"{temperatures[rung]:.6g}",
                     _number(chosen.energy, t, p),
@@ -164,4 +192,4 @@ def _write_exchanges(path: Path, run: Run) -> None:
         copies = run.exchange_rung.shape[1]
         table.writerow(["time_ps", *(f"rung_of_copy_{c}" for c in range(copies))])
         for time, rungs in zip(run.exchange_time, run.exchange_rung, strict=True):
-            table.writerow([f"{time:.6g}", *rungs.tolist()])
+            table.writerow([f"{time:.10g}", *rungs.tolist()])
