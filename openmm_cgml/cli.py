@@ -208,7 +208,7 @@ def simulate(
     run = simulation.run(
         output, ns=ns, interval=interval, seconds=seconds, checkpoint_seconds=checkpoint_seconds
     )
-    _describe(output, run)
+    _describe(output, run, seconds)
 
 
 @app.command()
@@ -288,12 +288,12 @@ def remd(
     run = simulation.run(
         output, ns=ns, interval=interval, seconds=seconds, checkpoint_seconds=checkpoint_seconds
     )
-    _describe(output, run)
+    _describe(output, run, seconds)
 
 
-def _describe(output: Path, run: Any) -> None:
-    if not run.finished:
-        raise typer.Exit(130)  # the reason was logged
+def _describe(output: Path, run: Any, seconds: float | None) -> None:
+    if not run.finished:  # why was logged
+        raise typer.Exit(130 if seconds is None else 0)
     speed = run.info.get("replica_steps_per_second", float("nan"))
     copies, dt = run.info["copies"], run.info["timestep_ps"]
     _say(

@@ -78,7 +78,9 @@ def export_run(
     with atomic_path(topology) as partial:
         _write_pdb(partial, run, positions[:1])
     energies = output.with_suffix(".energies.csv")
-    _write_energies(energies, chosen, index, "copy" if copy is not None else "place", copy)
+    # At one of several temperatures a place is a ladder's, through which copies pass.
+    what = "place" if copy is None and len(run.temperatures) > 1 else "copy"
+    _write_energies(energies, chosen, index, what, copy)
     exchanges = None
     if run.exchange_time is not None and len(run.exchange_time):
         exchanges = output.with_suffix(".exchanges.csv")
@@ -152,7 +154,7 @@ def _write_pdb(path: Path, run: Run, positions: np.ndarray) -> None:
     frame.save_pdb(str(path))
     lines = path.read_text(encoding="utf-8").splitlines()
     serials = [line[6:11] for line in lines if line.startswith(("ATOM", "HETATM"))]
-    # MDTraj leaves out bonds within standard residues; readers do not expect them between beads.
+    # MDTraj leaves out bonds of standard residues, which readers know of atoms but not of beads.
     own = [line for line in lines if not line.startswith(("REMARK", "CONECT", "END"))]
     pairs = [pair for i, j in run.topology.bonds for pair in ((i, j), (j, i))]
     bonds = [f"CONECT{serials[i]}{serials[j]}" for i, j in sorted(pairs)]

@@ -250,6 +250,9 @@ MAP = "map {run_npz} --top {top} --temperature 300 -o {out}"
 ARRAY = "map {positions_npy} --top {top} --temperature 300 -o {out}"
 TRAIN = "train {data_h5} --epochs 1 --width 4 -o {out}"
 SIMULATE = "simulate {model_pt} --start {data_h5} --ns 0.001 --copies 2 -o {out}"
+REMD = (
+    "remd {model_pt} --start {data_h5} --ns 0.001 --copies 2 --temperatures 300,330 -o {out}"
+)
 ANALYZE = "analyze {sim_h5} --reference {reference} --dihedral 0,1,2,3 --dihedral 1,2,3,4 -o {out}"
 
 
@@ -406,6 +409,32 @@ CASES = {
     "unknown backend": (
         SIMULATE + " --backend torchforc",
         "'torchforc'|did you mean 'torchforce'",
+    ),
+    "unknown remedy": (SIMULATE + " --on-sick heal", "'heal'|reset, drop, raise"),
+    "property without value": (SIMULATE + " --property Threads", "'Threads'|NAME=VALUE"),
+    "unknown property": (
+        SIMULATE + " --platform Reference --property Threads=1",
+        "cannot run this on Reference",
+    ),
+    "no rungs": (
+        put(REMD, " --temperatures 300,330", ""),
+        "give either --temperatures or --highest",
+    ),
+    "one rung": (put(REMD, "300,330", "300"), "at least two, ascending"),
+    "rungs descend": (put(REMD, "300,330", "330,300"), "at least two, ascending"),
+    "rungs in letters": (put(REMD, "300,330", "warm,hot"), "'warm,hot'|numbers with commas"),
+    "unknown exchange": (REMD + " --exchange neighbor", "did you mean 'neighbour'"),
+    "hot is cold": (put(REMD, "--temperatures 300,330", "--highest 200 --rungs 3"), "ascend"),
+    "export's ending": ("export {sim_h5} -o {out}", "{out}|.dcd or .xtc"),
+    "export's copy": ("export {sim_h5} --copy 9 -o x.dcd", "no copy 9|copies 0 to 3"),
+    "export's temperature": (
+        "export {sim_h5} --temperature 350 -o x.dcd",
+        "no rung is at 350 K|300 K",
+    ),
+    "export of nothing": ("export gone.h5 -o x.dcd", "run gone.h5|check the path"),
+    "benchmark of nothing": (
+        "benchmark gone.pt --start {data_h5}",
+        "model file gone.pt|check the path",
     ),
     "cold": (SIMULATE + " --temperature 0", "temperature is 0|positive"),
     "no time step": (SIMULATE + " --timestep 0", "timestep is 0|positive"),

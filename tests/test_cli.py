@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,64 @@ def test_the_road(cgml_command, folder, data, dataset) -> None:
         page = (folder / "report.html").read_text()
         assert f"sim.h5 against {reference.name}" in page
         assert "ACE1-C-ALA2-N-ALA2-CA-ALA2-C" in page
+
+
+def test_remd(cgml_command, dataset, model, tmp_path) -> None:
+    """Temperatures given, counted or found; stopped by the clock; gone on with; compared."""
+    dataset.save(tmp_path / "data.h5")
+    (tmp_path / "model.pt").write_bytes(model.file.archive)
+    common = ("remd", tmp_path / "model.pt", "--start", tmp_path / "data.h5", "--timestep", 0.004)
+    output = tmp_path / "run.h5"
+    given = (
+        *(*common, "--copies", 3, "--temperatures", "300,360", "--interval", 0.2, "--seed", 2),
+        *("--ns", 0.008, "-o", output),
+    )
+    cgml_command(*given)
+    run = cgml.read_run(output)
+    assert run.finished and run.positions.shape == (40, 6, 5, 3)
+    assert run.info["temperatures_K"] == [300.0, 360.0] and run.info["ladders"] == 3
+    _, said = cgml_command(*given)
+    assert "complete" in said or "40 frames" in said
+    printed, _ = cgml_command(
+        *("analyze", output, "--reference", tmp_path / "data.h5", "-o", tmp_path / "page.html"),
+        *("--dihedral", "0,1,2,3", "--dihedral", "1,2,3,4"),
+    )
+    assert 0 < json.loads(printed)["js"] < np.log(2)
+
+    stopped = (
+        *(*common, "--highest", 500, "--rungs", 3, "--copies", 2, "--exchange", "gibbs"),
+        *("--ns", 0.02, "-o", tmp_path / "other.h5"),
+    )
+    cgml_command(*stopped, "--seconds", 0.01)
+    assert not cgml.read_run(tmp_path / "other.h5").finished
+    _, said = cgml_command(*stopped)
+    run = cgml.read_run(tmp_path / "other.h5")
+    assert run.finished and len(run) == 40 and run.info["exchange"] == "gibbs"
+    assert np.allclose(run.temperatures, [300, 387.298, 500], atol=0.01)
+    assert "round trips" in said and "effective samples" in said
+
+    _, said = cgml_command(
+        *(*common, "--highest", 600, "--acceptance", 0.6, "--copies", 1, "--ns", 0.002),
+        *("-o", tmp_path / "found.h5"),
+    )
+    assert re.search(r"temperatures: 300\.0 .* 600\.0 K", said)
+    # Its proposal is kept when it goes on.
+    cgml_command(
+        *(*common, "--highest", 600, "--acceptance", 0.6, "--copies", 1, "--ns", 0.003),
+        *("-o", tmp_path / "found.h5"),
+    )
+    assert len(cgml.read_run(tmp_path / "found.h5")) == 6
+
+
+def test_benchmark(cgml_command, dataset, model, tmp_path) -> None:
+    dataset.save(tmp_path / "data.h5")
+    (tmp_path / "model.pt").write_bytes(model.file.archive)
+    printed, said = cgml_command(
+        *("benchmark", tmp_path / "model.pt", "--start", tmp_path / "data.h5", "--seconds", 3),
+        *("--platform", "Reference"),
+    )
+    assert json.loads(printed)["best"]["replica_steps_per_second"] > 0
+    assert "replica-steps/s" in said
 
 
 def terms(model) -> list[dict]:

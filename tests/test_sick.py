@@ -24,7 +24,7 @@ platforms = pytest.mark.parametrize(("platform", "properties"), PLATFORMS, ids=l
 
 
 class PoisonedSprings(cgml.PMF):
-    """Springs along the chain; energy and forces are NaN where the first bead has x > 5 nm."""
+    """Springs along the chain; NaN where the first bead is in a slab at 5 nm, and from 5.5 nm."""
 
     def forward(
         self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
@@ -34,7 +34,9 @@ class PoisonedSprings(cgml.PMF):
         energies = 400.0 * bonds.square().sum(dim=(1, 2))
         # A factor: a NaN that where() leaves out would still be in its gradient.
         one = torch.ones_like(energies)
-        return energies * torch.where(positions[:, 0, 0] > 5.0, float("nan") * one, one)
+        x = positions[:, 0, 0]
+        poisoned = ((x > 5.0) & (x < 5.03)) | (x > 5.5)
+        return energies * torch.where(poisoned, float("nan") * one, one)
 
     def arguments(self) -> dict:
         return {}
@@ -225,13 +227,13 @@ def test_copies_are_sick_from_the_start(poisoned, platform, properties, tmp_path
 
 
 def test_the_next_start_is_minimised_as_the_first_was(poisoned, tmp_path) -> None:
-    """Else it would be sick again."""
-    wide = start(9, c4=4.0) * [1, 8, 8]
-    one = cgml.Langevin(poisoned, wide, 9, forces=[drift()], minimize=True)
+    one = cgml.Langevin(poisoned, 8 * start(9), 9, minimize=True)
     relaxed = one.positions
-    run = one.run(tmp_path / "run.h5", ns=0.0008, interval=INTERVAL)
-    (when,) = np.flatnonzero(run.sick[:, 4])
-    assert (run.positions[when, 4] == relaxed.astype(np.float32)).all(axis=(1, 2)).sum() == 1
+    moved = relaxed + 6.0 * (np.arange(9) == 4)[:, None, None]
+    one.context.setPositions(moved.reshape(-1, 3))
+    run = one.run(tmp_path / "run.h5", steps=50, interval=INTERVAL)
+    assert run.sick.tolist() == [[k == 4 for k in range(9)]]
+    assert (run.positions[0, 4] == relaxed.astype(np.float32)).all(axis=(1, 2)).sum() == 1
 
 
 # ---------------------------------------------------------------- outside the training data
@@ -275,7 +277,7 @@ def exchange(poisoned, on_sick: str, **first_x: float) -> "cgml.ReplicaExchange"
 
 def test_a_dropped_copy_no_longer_exchanges(poisoned, tmp_path) -> None:
     healthy = exchange(poisoned, "drop").run(tmp_path / "a.h5", ns=0.0006, interval=INTERVAL)
-    run = exchange(poisoned, "drop", c1=4.8).run(tmp_path / "b.h5", ns=0.0006, interval=INTERVAL)
+    run = exchange(poisoned, "drop", c1=4.9).run(tmp_path / "b.h5", ns=0.0006, interval=INTERVAL)
     (event,) = run.events
     rungs = run.exchange_rung[run.exchange_time > event["time_ps"] - 1e-6, 1]
     assert len(rungs) > 10 and (rungs == rungs[0]).all()
@@ -330,24 +332,41 @@ def test_kills_around_a_reset_change_nothing(poisoned, on_sick, tmp_path) -> Non
     """
 
     def go_on(output: Path, *reporters) -> "cgml.run_file.Run":
-        one = exchange(poisoned, on_sick, c1=4.8)
+        one = exchange(poisoned, on_sick, c1=4.96)
         one.reporters += [Counts(), *reporters]
         return one.run(output, steps=150, interval=INTERVAL, checkpoint_seconds=0)
 
-    whole = go_on(tmp_path / "whole.h5", Copies(tmp_path / "whole.h5", tmp_path / "kept"))
+    whole, number = killed_anywhere(go_on, tmp_path)
     (event,) = whole.events
     step = round(event["time_ps"] / 0.002)
-    assert step % 10 == 0 and step % 50, "the reset is to be between frames"
-    segments = sorted((tmp_path / "kept").iterdir())
-    events = sorted({*range(7, 148, 7), *range(10, 148, 10)} | {148})
-    at = events.index(step)
-    assert len(segments) == len(events) - 1
-    for number in range(at - 2, at + 4):
-        output = tmp_path / f"{number}.h5"
+    assert 50 < step < 140 and step % 10 == 0 and step % 50, "the reset is to be between frames"
+    assert number == len({*range(7, 148, 7), *range(10, 148, 10)})
+
+
+def test_kills_after_a_copy_was_sick_for_a_moment(poisoned, tmp_path) -> None:
+    """It is well again when the frame comes, but was held still, so it starts again."""
+
+    def go_on(output: Path, *reporters) -> "cgml.run_file.Run":
+        one = cgml.Langevin(poisoned, start(6, c1=4.97), 6, forces=[drift()], seed=2)
+        one.reporters += [Counts(), *reporters]
+        return one.run(output, steps=150, interval=INTERVAL, checkpoint_seconds=0)
+
+    whole, _ = killed_anywhere(go_on, tmp_path)
+    assert [event["copy"] for event in whole.events] == [1]
+    assert [bool(sick) for sick in whole.sick[:, 1]].count(True) == 1
+
+
+def killed_anywhere(go_on, folder: Path) -> tuple["cgml.run_file.Run", int]:
+    """Go on from the segments that were there at any moment; return the run and their number."""
+    whole = go_on(folder / "whole.h5", Copies(folder / "whole.h5", folder / "kept"))
+    segments = sorted((folder / "kept").iterdir())
+    for number in range(1, len(segments) + 1):
+        output = folder / f"{number}.h5"
         segments_folder(output).mkdir()
         for segment in segments[:number]:
             shutil.copy(segment, segments_folder(output))
         assert_same(go_on(output), whole)
+    return whole, len(segments)
 
 
 def test_ctrl_c_after_a_reset_in_the_same_interval(poisoned, tmp_path, monkeypatch) -> None:
