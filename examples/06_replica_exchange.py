@@ -11,6 +11,8 @@ import argparse
 import logging
 from pathlib import Path
 
+import numpy as np
+
 import openmm_cgml as cgml
 from openmm_cgml.analysis import (
     dihedral_angles,
@@ -77,8 +79,8 @@ def main() -> None:
     everything = mbar(energies, rungs, run.temperatures, target=model.temperature)
     positions = kept.positions.swapaxes(0, 1).reshape(-1, *kept.positions.shape[2:])[well]
     together = dihedral_distribution(dihedral_angles(positions, PHI_PSI), everything.weights)
-    print(f"frames at the first rung: {(rungs == 0).sum()}; all are worth as many as "
-          f"{everything.effective_samples:.0f} of them")  # fmt: skip
+    print(f"frames: {(rungs == 0).sum()} at the first rung; with their weights all {len(rungs)} "
+          f"are worth as many as {everything.effective_samples:.0f}")  # fmt: skip
 
     reference = distribution_of(
         Path(cgml.__file__).parent / "data" / "quickstart" / "reference.npz", []
@@ -101,27 +103,21 @@ def picture(path: Path, estimates: dict, kt: float) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     names = list(estimates)
-    degrees = 57.29578
     for axis, name in zip(axes, names[1:], strict=False):
         one = estimates[name]
-        mesh = axis.pcolormesh(
-            one.edges * degrees,
-            one.edges * degrees,
-            free_energy(one.probability, kt).T,
-            vmin=0,
-            vmax=40,
-        )
+        edges, values = np.degrees(one.edges), free_energy(one.probability, kt)
+        mesh = axis.pcolormesh(edges, edges, values.T, vmin=0, vmax=40)
         axis.set(title=name, xlabel="phi, degrees", aspect="equal", facecolor="#efefef")
         axis.set_yticks(range(-180, 181, 90))
     axes[0].set_ylabel("psi, degrees")
-    figure.colorbar(mesh, ax=axes[:2], label="free energy, kJ/mol")
-    for name, colour in zip(names, ("0.4", "#22577a", "#d1495b"), strict=True):
+    figure.colorbar(mesh, ax=axes[:2], label="kJ/mol")
+    styles = (("0.4", "-"), ("#22577a", ".-"), ("#d1495b", "-"))
+    for name, (colour, style) in zip(names, styles, strict=True):
         values, errors = free_energy_profile(estimates[name], 0, kt)
-        phi = estimates[name].centres() * degrees
-        axes[2].plot(phi, values, color=colour, label=name)
-        axes[2].fill_between(
-            phi, values - 2 * errors, values + 2 * errors, color=colour, alpha=0.25, lw=0
-        )
+        phi = np.degrees(estimates[name].centres())
+        axes[2].plot(phi, values, style, color=colour, label=name)
+        band = values - 2 * errors, values + 2 * errors
+        axes[2].fill_between(phi, *band, color=colour, alpha=0.25, lw=0)
     axes[2].set(xlabel="phi, degrees", ylabel="free energy, kJ/mol", ylim=(0, 45))
     axes[2].legend(frameon=False)
     for axis in axes:

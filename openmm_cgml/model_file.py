@@ -36,32 +36,34 @@ _CARD_ENTRY = "card.json"
 _TENSOR_OPERATORS = """
     abs acos acosh add addcdiv addcmul addmm alias all amax amin aminmax any arange argmax argmin
     argsort as_strided asin asinh atan atan2 atanh baddbmm bmm broadcast_tensors broadcast_to cat
-    cdist ceil celu chunk clamp clamp_max clamp_min clone col_indices concat constant_pad_nd
-    contiguous conj copy cos cosh count_nonzero cross cumprod cumsum deg2rad detach diag
-    diag_embed diagonal diff div dot dropout einsum elu embedding empty empty_like eq equal erf
-    erfc exp exp2 expand expand_as expm1 eye fill flatten flip floor floor_divide fmod frac full
-    full_like gather ge gelu grad group_norm gt hardtanh heaviside hypot index index_add
-    index_copy index_fill index_put index_select inner isfinite isinf isnan isclose item kron
-    layer_norm le leaky_relu lerp lgamma linalg_cross linalg_det linalg_inv linalg_norm
+    cdist ceil celu chunk clamp clamp_max clamp_min clone col_indices concat conj constant_pad_nd
+    contiguous copy cos cosh count_nonzero cross cumprod cumsum deg2rad detach diag diag_embed
+    diagonal diff div dot dropout einsum elu embedding empty empty_like eq equal erf erfc exp
+    exp2 expand expand_as expm1 eye fill flatten flip floor floor_divide fmod frac full full_like
+    gather ge gelu grad group_norm gt hardtanh heaviside hypot index index_add index_copy
+    index_fill index_put index_select inner is_grad_enabled isclose isfinite isinf isnan item
+    kron layer_norm le leaky_relu lerp lgamma linalg_cross linalg_det linalg_inv linalg_norm
     linalg_vector_norm linear linspace log log10 log1p log2 log_softmax logaddexp logcumsumexp
     logical_and logical_not logical_or logical_xor logsigmoid logsumexp lt masked_fill
-    masked_scatter masked_select matmul max maximum mean meshgrid min minimum mm mish moveaxis
+    masked_scatter masked_select matmul max maximum mean meshgrid min minimum mish mm moveaxis
     movedim mul mv nan_to_num narrow ne neg new_empty new_full new_ones new_zeros nonzero
     nonzero_numpy norm normalize one_hot ones ones_like outer pad permute pinverse polar pow
     prelu prod rad2deg reciprocal relu relu6 remainder repeat repeat_interleave requires_grad
     reshape reshape_as resolve_conj resolve_neg rms_norm roll rot90 round rsqrt rsub scatter
-    scatter_add scatter_reduce searchsorted select selu sgn sigmoid sign silu sin sinc sinh slice
-    softmax softplus softsign sort split split_with_sizes sqrt square squeeze stack std std_mean
-    sub sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split tensordot
-    threshold tile to topk trace transpose tril triu tril_indices triu_indices true_divide trunc
-    type_as unbind unflatten unfold unique_consecutive unsafe_chunk unsafe_split unsqueeze var
-    var_mean vdot vander view view_as where xlogy xor zero zeros zeros_like
+    scatter_add scatter_reduce searchsorted select selu set_grad_enabled sgn sigmoid sign silu
+    sin sinc sinh slice softmax softplus softsign sort split split_with_sizes sqrt square squeeze
+    stack std std_mean sub sum swapaxes swapdims t take take_along_dim tan tanh tensor
+    tensor_split tensordot threshold tile to topk trace transpose tril tril_indices triu
+    triu_indices true_divide trunc type_as unbind unflatten unfold unique_consecutive
+    unsafe_chunk unsafe_split unsqueeze vander var var_mean vdot view view_as where xlogy xor
+    zero zeros zeros_like
     Bool Float Int FloatImplicit IntImplicit ScalarImplicit Complex
     __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__
     __range_length __xor__ _set_item append bool bitwise_and bitwise_or bitwise_not ceil
     device dim dict dtype extend floordiv format hash insert is_contiguous is_cuda
     is_floating_point items keys len list mathremainder modf numel ord pop range size sorted
     str stride sum_to_size values _softmax _log_softmax _unique2
+    is_grad_enabled set_grad_enabled
 """.split()
 
 _PRIMITIVES = """
@@ -205,6 +207,10 @@ class ForceProgram(nn.Module):
                 f"{self.model.copies} copies of {self.model.beads} beads; pass copies= or "
                 "particles= to create_force()"
             )
+        # Positions come in marked for autograd; nothing here needs it, or may be recorded.
+        # Not detach(), which freezing drops, nor no_grad(), a class whose methods no check sees.
+        recording = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
         box_vectors = first if self.periodic else None
         energies, forces = self.model.energies_and_forces(positions, box_vectors)
         if self.guarded:
@@ -214,6 +220,7 @@ class ForceProgram(nn.Module):
         if self.model.highest_particle >= 0:
             everywhere = torch.zeros_like(positions)
             forces = everywhere.index_copy_(0, self.model.particles, forces)
+        torch.set_grad_enabled(recording)
         return energies.sum(dtype=torch.float64), forces
 
     def guard(

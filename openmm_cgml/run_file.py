@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -201,16 +201,23 @@ class RunWriter:
         topology: the beads of one copy.
         info: settings of the run, JSON-able; `info["ranks"]` processes write it.
         rank: this process.
+        wait: called when this rank has looked at what is there; returns when all have.
     """
 
     def __init__(
-        self, path: str | Path, topology: CGTopology, info: dict[str, Any], rank: int = 0
+        self,
+        path: str | Path,
+        topology: CGTopology,
+        info: dict[str, Any],
+        rank: int = 0,
+        wait: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = require_writable(path)
         self.folder = segments_folder(self.path)
         self.topology, self.info, self.rank = topology, dict(info), rank
         self._ranks = int(info.get("ranks", 1))
         self._next = sum(part != [self.path] for part in _parts(self.path))
+        wait()
         self._remove_left_overs()
         self._clear()
 

@@ -336,7 +336,9 @@ class Langevin:
             run = read_run(output)
             logger.info("%s is complete: %d frames", output, len(run))
             return run
-        writer = RunWriter(output, self.model.topology, writer_info, self.ranks.rank)
+        writer = RunWriter(
+            output, self.model.topology, writer_info, self.ranks.rank, self.ranks.wait
+        )
         loop = _Loop(self, writer, stride, total, seconds, checkpoint_seconds)
         with _Progress(progress and self.ranks.rank == 0, total, "simulating") as bar:
             stopped = loop.run(bar)

@@ -250,9 +250,7 @@ MAP = "map {run_npz} --top {top} --temperature 300 -o {out}"
 ARRAY = "map {positions_npy} --top {top} --temperature 300 -o {out}"
 TRAIN = "train {data_h5} --epochs 1 --width 4 -o {out}"
 SIMULATE = "simulate {model_pt} --start {data_h5} --ns 0.001 --copies 2 -o {out}"
-REMD = (
-    "remd {model_pt} --start {data_h5} --ns 0.001 --copies 2 --temperatures 300,330 -o {out}"
-)
+REMD = "remd {model_pt} --start {data_h5} --ns 0.001 --copies 2 --temperatures 300,330 -o {out}"
 ANALYZE = "analyze {sim_h5} --reference {reference} --dihedral 0,1,2,3 --dihedral 1,2,3,4 -o {out}"
 
 

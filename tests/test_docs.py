@@ -29,6 +29,7 @@ SMALLER = {
     "--ns 1 ": "--ns 0.002 ",
     "copies=100": "copies=10",
     "--copies 100": "--copies 10",
+    "--seconds 60": "--seconds 2",
     "step(1000)": "step(10)",
 }
 
@@ -105,9 +106,12 @@ def test_shell_runs(workplace):
         for line in block.splitlines()
         if line.startswith("cgml ")
     ]
-    assert [line.split()[1] for line in lines] == ["map", "train", "simulate", "map", "analyze"]
+    assert [line.split()[1] for line in lines] == [
+        *("map", "train", "benchmark", "simulate", "remd", "export", "map", "analyze")
+    ]
     for line in lines:
         app(shlex.split(smaller(line))[1:], standalone_mode=False)
+    assert (workplace / "cold.energies.csv").exists()
     assert "<h2>Free energy</h2>" in (workplace / "report.html").read_text(encoding="utf-8")
 
 

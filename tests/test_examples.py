@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 def run(script: str, *arguments: object) -> None:
     """Run an example in this process: torch, openmm and lightning are imported once for all."""
-    (path,) = EXAMPLES.glob(f"{script}_*.py")
+    (path,) = EXAMPLES.glob(script if script.endswith(".py") else f"{script}_*.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [path.name, *map(str, arguments), "--quick"])
         runpy.run_path(str(path), run_name="__main__")
@@ -62,3 +63,26 @@ def test_metadynamics(road, tmp_path, capsys):
     said = capsys.readouterr().out
     assert float(re.search(r"phi > 0, biased: ([\d.]+)", said)[1]) >= 0
     assert {p.name for p in tmp_path.iterdir()} == {"run.h5", "free_energy.png"}
+
+
+def test_replica_exchange(road, tmp_path, capsys):
+    run("06", "--input", road, "--output", tmp_path)
+    said = capsys.readouterr().out
+    rungs = re.search(r"rungs: ([\d ]+) K", said)[1].split()
+    accepted = re.search(r"accepted: ([\d. ]+)\n", said)[1].split()
+    assert len(accepted) == len(rungs) - 1
+    assert all(0.1 < float(rate) < 0.9 for rate in accepted)
+    assert int(re.search(r"round trips: (\d+)", said)[1]) > 0
+    assert len(re.findall(r"free energy of phi > 0, .+: \S+ ± \S+ kJ/mol", said)) == 3
+    assert {p.name for p in tmp_path.iterdir()} == {"run.h5", "free_energy.png"}
+
+
+def test_slurm_job(road, tmp_path, capsys):
+    """The script's shell is valid; what it starts on many processes runs in one."""
+    script = EXAMPLES / "slurm" / "remd.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    options = re.findall(r"--[a-z]+", script.read_text(encoding="utf-8").partition("/remd.py")[2])
+    assert options == ["--input", "--output", "--ns", "--seconds"]
+    run("slurm/remd.py", "--input", road, "--output", tmp_path, "--ns", 1, "--seconds", 600)
+    assert capsys.readouterr().out.splitlines()[-1] == "8 frames of 16 copies, finished"
+    assert {p.name for p in tmp_path.iterdir()} == {"run.h5"}

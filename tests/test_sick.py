@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch  # before openmm
 
+import h5py
 import numpy as np
 import openmm
 import pytest
@@ -336,37 +337,39 @@ def test_kills_around_a_reset_change_nothing(poisoned, on_sick, tmp_path) -> Non
         one.reporters += [Counts(), *reporters]
         return one.run(output, steps=150, interval=INTERVAL, checkpoint_seconds=0)
 
-    whole, number = killed_anywhere(go_on, tmp_path)
+    whole = go_on(tmp_path / "whole.h5", Copies(tmp_path / "whole.h5", tmp_path / "kept"))
     (event,) = whole.events
     step = round(event["time_ps"] / 0.002)
-    assert 50 < step < 140 and step % 10 == 0 and step % 50, "the reset is to be between frames"
-    assert number == len({*range(7, 148, 7), *range(10, 148, 10)})
+    assert 50 < step < 150 and step % 10 == 0 and step % 50, "the reset is to be between frames"
+    for then in (step - 10, step - 1, step, step + 1):
+        assert_same(go_on(killed_at(then, tmp_path)), whole)
 
 
 def test_kills_after_a_copy_was_sick_for_a_moment(poisoned, tmp_path) -> None:
     """It is well again when the frame comes, but was held still, so it starts again."""
 
     def go_on(output: Path, *reporters) -> "cgml.run_file.Run":
-        one = cgml.Langevin(poisoned, start(6, c1=4.97), 6, forces=[drift()], seed=2)
+        one = cgml.Langevin(poisoned, start(6, c1=4.97), 6, forces=[drift()])
         one.reporters += [Counts(), *reporters]
         return one.run(output, steps=150, interval=INTERVAL, checkpoint_seconds=0)
 
-    whole, _ = killed_anywhere(go_on, tmp_path)
+    whole = go_on(tmp_path / "whole.h5", Copies(tmp_path / "whole.h5", tmp_path / "kept"))
     assert [event["copy"] for event in whole.events] == [1]
-    assert [bool(sick) for sick in whole.sick[:, 1]].count(True) == 1
+    assert whole.sick[:, 1].tolist() == [False, False, True]
+    for then in (119, 126, 133, 140, 147):
+        assert_same(go_on(killed_at(then, tmp_path)), whole)
 
 
-def killed_anywhere(go_on, folder: Path) -> tuple["cgml.run_file.Run", int]:
-    """Go on from the segments that were there at any moment; return the run and their number."""
-    whole = go_on(folder / "whole.h5", Copies(folder / "whole.h5", folder / "kept"))
-    segments = sorted((folder / "kept").iterdir())
-    for number in range(1, len(segments) + 1):
-        output = folder / f"{number}.h5"
-        segments_folder(output).mkdir()
-        for segment in segments[:number]:
+def killed_at(step: int, folder: Path) -> Path:
+    """Return a run of the segments that were there at a step."""
+    output = folder / f"{step}.h5"
+    segments_folder(output).mkdir()
+    for segment in (folder / "kept").iterdir():
+        with h5py.File(segment) as handle:
+            before = handle.attrs["step"] <= step
+        if before:
             shutil.copy(segment, segments_folder(output))
-        assert_same(go_on(output), whole)
-    return whole, len(segments)
+    return output
 
 
 def test_ctrl_c_after_a_reset_in_the_same_interval(poisoned, tmp_path, monkeypatch) -> None:

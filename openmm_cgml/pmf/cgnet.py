@@ -15,11 +15,11 @@ from .. import geometry
 from ..dataset import CGDataset
 from ..topology import bonded_angles, bonded_torsions
 from ..units import thermal_energy
-from .core import PMF, index_buffer
+from .core import InternalPMF
 from .layers import DenseNet
 
 
-class CGNet(PMF):
+class CGNet(InternalPMF):
     """A dense network on all distances, bonded angles and torsions of one molecule.
 
     It knows left from right hands through the sines of torsions. One molecule only: beads are
@@ -33,17 +33,6 @@ class CGNet(PMF):
         energy_scale: kJ/mol, factor on the network's output; kT is natural.
     """
 
-    pairs: Tensor
-    angle_first: Tensor
-    angle_first_sign: Tensor
-    angle_second: Tensor
-    angle_second_sign: Tensor
-    torsion_first: Tensor
-    torsion_first_sign: Tensor
-    torsion_second: Tensor
-    torsion_second_sign: Tensor
-    torsion_third: Tensor
-    torsion_third_sign: Tensor
     feature_mean: Tensor
     feature_scale: Tensor
 
@@ -63,30 +52,10 @@ class CGNet(PMF):
             "depth": depth,
             "energy_scale": energy_scale,
         }
-        pairs = geometry.all_pairs(beads)
-        # Angles and torsions reuse the displacements of all pairs: (index, sign) into them.
-        number = {tuple(p): k for k, p in enumerate(pairs.tolist())}
-
-        def steps(chains: Sequence[tuple[int, ...]], at: int) -> tuple[Tensor, Tensor]:
-            ends = [(c[at], c[at + 1]) for c in chains]
-            where = torch.tensor([number[min(e), max(e)] for e in ends], dtype=torch.int64)
-            sign = torch.tensor([1.0 if i < j else -1.0 for i, j in ends]).reshape(-1, 1)
-            return where, sign
-
-        angles = bonded_angles(bonds)
-        torsions = bonded_torsions(bonds)
-        self.register_buffer("pairs", index_buffer(pairs.tolist(), 2))
-        for name, chains, at in (
-            ("angle_first", angles, 0),
-            ("angle_second", angles, 1),
-            ("torsion_first", torsions, 0),
-            ("torsion_second", torsions, 1),
-            ("torsion_third", torsions, 2),
-        ):
-            where, sign = steps(chains, at)
-            self.register_buffer(name, where)
-            self.register_buffer(name + "_sign", sign)
-        features = len(pairs) + len(angles) + 2 * len(torsions)
+        self.coordinates = geometry.InternalCoordinates(
+            geometry.all_pairs(beads).tolist(), bonded_angles(bonds), bonded_torsions(bonds)
+        )
+        features = len(self.coordinates.names)
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_scale", torch.ones(features))
         self.network = DenseNet(features, width, depth)
@@ -102,17 +71,7 @@ class CGNet(PMF):
         Returns:
             (copies, features), not normalised.
         """
-        vectors = geometry.displacements(positions, self.pairs, box_vectors)
-        cosines = geometry.cosine_angles(
-            vectors.index_select(1, self.angle_first) * self.angle_first_sign,
-            vectors.index_select(1, self.angle_second) * self.angle_second_sign,
-        )
-        sine, cosine = geometry.damped_torsions(
-            vectors.index_select(1, self.torsion_first) * self.torsion_first_sign,
-            vectors.index_select(1, self.torsion_second) * self.torsion_second_sign,
-            vectors.index_select(1, self.torsion_third) * self.torsion_third_sign,
-        )
-        return torch.cat([geometry.norm(vectors), cosines, sine, cosine], dim=1)
+        return self.coordinates(positions, box_vectors)
 
     def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
         """Return energies (copies,), kJ/mol."""
@@ -120,6 +79,13 @@ class CGNet(PMF):
         return self.energy_scale * self.network(
             (features - self.feature_mean) * self.feature_scale
         )
+
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return energies (copies,), kJ/mol, and (features, copies), kJ/mol a unit of each."""
+        mean, scale = self.feature_mean.unsqueeze(1), self.feature_scale.unsqueeze(1)
+        energies, gradient = self.network.value_and_gradient(((values - mean) * scale).t())
+        gradient = gradient.t().contiguous().mul_(self.energy_scale * scale)
+        return energies * self.energy_scale, gradient
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -1,13 +1,14 @@
 """The contract of a PMF, and the sum of several."""
 
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import geometry
 from ..errors import InputError
+from ..geometry import InternalCoordinates
 
 
 class PMF(nn.Module):
@@ -30,13 +31,20 @@ class PMF(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return energies (copies,), kJ/mol, and forces (copies, beads, 3), kJ/mol/nm.
 
-        What an engine calls in every step. This one differentiates `forward`; a PMF that has its
-        gradient written by hand is faster.
+        What an engine calls in every step; arguments as of `forward`, which is differentiated.
+        A PMF may have its gradient written by hand instead, as `InternalPMF` has: much faster
+        for small networks.
         """
-        positions = positions.detach().requires_grad_(True)
-        energies = self.forward(positions, box_vectors)
-        gradient = torch.autograd.grad([energies.sum()], [positions])[0]
-        assert gradient is not None
+        if not torch.jit.is_scripting():
+            return energy_and_forces(self, positions, box_vectors)
+        recording = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)  # TorchScript has no enable_grad
+        # A clone, not detach(): freezing drops that, and the caller's tensor would be marked.
+        leaf = positions.clone().requires_grad_(True)
+        energies = self.forward(leaf, box_vectors)
+        gradient = torch.autograd.grad([energies.sum()], [leaf])[0]
+        torch.set_grad_enabled(recording)
+        assert gradient is not None  # for TorchScript's types
         return energies.detach(), -gradient
 
     def arguments(self) -> dict[str, Any]:
@@ -49,12 +57,46 @@ class PMF(nn.Module):
         return {"class": f"{cls.__module__}:{cls.__qualname__}", "arguments": self.arguments()}
 
 
+class InternalPMF(PMF):
+    """A PMF of internal coordinates: distances, cosines of angles, damped torsions.
+
+    Besides `forward`, for training, a subclass has the `coordinates` and `value_and_gradient`, for
+    engines. In a sum, terms of this kind share the evaluation of their coordinates.
+    """
+
+    coordinates: InternalCoordinates
+
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return energies (copies,), kJ/mol, and their gradient by each coordinate.
+
+        Args:
+            values: (coordinates, copies), nm or of no unit.
+
+        Returns:
+            Energies, and a new tensor of the shape of `values`.
+        """
+        raise NotImplementedError
+
+    @torch.jit.export
+    def energies_and_forces(
+        self, positions: Tensor, box_vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return energies (copies,), kJ/mol, and forces (copies, beads, 3), kJ/mol/nm."""
+        internals = self.coordinates.evaluate(positions, box_vectors)
+        energies, gradient = self.value_and_gradient(internals.values)
+        forces = self.coordinates.forces(internals, gradient, positions.size(1))
+        return energies.detach(), forces.detach()
+
+
 class SumPMF(PMF):
     """The sum of several PMFs, e.g. a prior and a network.
 
     Args:
         *terms: PMFs, or architectures of them (as `build` takes).
     """
+
+    rows: Tensor
+    sizes: list[int]
 
     def __init__(self, *terms: Any) -> None:
         super().__init__()
@@ -68,6 +110,10 @@ class SumPMF(PMF):
             # A sum within a sum is flattened: one loop, and fit() finds the trainable terms.
             modules.extend(_terms(module))
         self.terms = nn.ModuleList(modules)
+        internal = [term.coordinates for term in modules if isinstance(term, InternalPMF)]
+        self.coordinates, rows = geometry.union(internal)
+        self.sizes = [len(r) for r in rows]
+        self.register_buffer("rows", torch.tensor(sum(rows, []), dtype=torch.int64))
 
     def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
         """Return energies (copies,), kJ/mol."""
@@ -75,6 +121,32 @@ class SumPMF(PMF):
         for term in self.terms:
             energies = energies + term(positions, box_vectors)
         return energies
+
+    @torch.jit.export
+    def energies_and_forces(
+        self, positions: Tensor, box_vectors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return energies (copies,), kJ/mol, and forces (copies, beads, 3), kJ/mol/nm."""
+        internals = self.coordinates.evaluate(positions, box_vectors)
+        values = internals.values.index_select(0, self.rows).split(self.sizes)
+        energies: list[Tensor] = []
+        slopes: list[Tensor] = []
+        others: list[Tensor] = []
+        for term in self.terms:
+            if hasattr(term, "value_and_gradient"):  # TorchScript cannot tell subclasses
+                energy, slope = term.value_and_gradient(values[len(slopes)])  # type: ignore[operator]
+                slopes.append(slope)
+            else:
+                energy, force = term.energies_and_forces(positions, box_vectors)  # type: ignore[operator]
+                others.append(force)
+            energies.append(energy)
+        gradient = torch.zeros_like(internals.values)
+        if len(slopes) > 0:
+            gradient.index_add_(0, self.rows, torch.cat(slopes))
+        forces = self.coordinates.forces(internals, gradient, positions.size(1))
+        for force in others:
+            forces = forces + force
+        return torch.stack(energies).sum(0).detach(), forces.detach()
 
     def arguments(self) -> dict[str, Any]:
         """Return the terms' architectures."""
@@ -131,8 +203,3 @@ def energy_and_forces(
         )
     forces = torch.zeros_like(positions) if gradient is None else -gradient
     return (energies, forces) if differentiable else (energies.detach(), forces.detach())
-
-
-def index_buffer(terms: Sequence[Sequence[int]], width: int) -> Tensor:
-    """Return bead indices as a (terms, width) int64 tensor, also where there are none."""
-    return torch.tensor([list(t) for t in terms], dtype=torch.int64).reshape(-1, width)

@@ -17,21 +17,26 @@ from ..dataset import CGDataset
 from ..errors import InputError
 from ..topology import bond_separations, bonded_angles
 from ..units import thermal_energy
-from .core import PMF, SumPMF, index_buffer
+from .core import InternalPMF, SumPMF
 
 
-class _FittedTerms(PMF):
+class _FittedTerms(InternalPMF):
     """Energy terms with one row of indices and parameters each; parameters are buffers."""
 
     indices: Tensor
 
     def __init__(self, indices: Sequence[Sequence[int]], width: int) -> None:
         super().__init__()
-        self.register_buffer("indices", index_buffer(indices, width))
+        self.register_buffer("indices", geometry.index_buffer(indices, width))
+        self.coordinates = (
+            geometry.InternalCoordinates(pairs=indices)
+            if width == 2
+            else geometry.InternalCoordinates(angles=indices)
+        )
 
     def arguments(self) -> dict[str, Any]:
         """Return the indices and the parameters as tables."""
-        return {name: value.tolist() for name, value in self.named_buffers()}
+        return {name: value.tolist() for name, value in self.named_buffers(recurse=False)}
 
 
 class HarmonicBonds(_FittedTerms):
@@ -60,6 +65,10 @@ class HarmonicBonds(_FittedTerms):
         """Return energies (copies,), kJ/mol."""
         stretch = geometry.distances(positions, self.indices, box_vectors) - self.length
         return (0.5 * self.stiffness * stretch.square()).sum(-1)
+
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return energies (copies,), kJ/mol, and (terms, copies), kJ/mol/nm."""
+        return _harmonic(values, self.stiffness, self.length)
 
 
 class HarmonicAngles(_FittedTerms):
@@ -92,6 +101,10 @@ class HarmonicAngles(_FittedTerms):
         )
         return (0.5 * self.stiffness * (cosines - self.cosine).square()).sum(-1)
 
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return energies (copies,) and (terms, copies), kJ/mol."""
+        return _harmonic(values, self.stiffness, self.cosine)
+
 
 class Repulsion(_FittedTerms):
     """Sum of strength (radius / d)^12 over pairs.
@@ -121,6 +134,23 @@ class Repulsion(_FittedTerms):
         # Through the squared distance: no square root, no infinite gradient of one.
         inverse_cube = (self.radius.square() / steps.square().sum(-1)).pow(3)
         return (self.strength * inverse_cube.square()).sum(-1)
+
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return energies (copies,), kJ/mol, and (terms, copies), kJ/mol/nm."""
+        strength = self.strength.unsqueeze(1)
+        power = (self.radius.unsqueeze(1) / values).pow_(3)
+        power.mul_(power)
+        power.mul_(power)
+        return (power * strength).sum(0), power.mul_(-12 * strength).div_(values)
+
+
+def _harmonic(values: Tensor, stiffness: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum (copies,) and the gradient (terms, copies) of k/2 (value - centre)^2."""
+    # Numbers multiply the parameters, not the terms: a frozen program holds these products.
+    stiffness = stiffness.unsqueeze(1)
+    stretch = values - centre.unsqueeze(1)
+    gradient = stretch * stiffness
+    return stretch.mul_(stretch).mul_(0.5 * stiffness).sum(0), gradient
 
 
 def fit_prior(
@@ -201,7 +231,7 @@ def _evaluate(
     dataset: CGDataset, coordinate: Any, indices: Sequence[Sequence[int]], width: int
 ) -> np.ndarray:
     """Return an internal coordinate (frames, terms) in float64, frame by frame in its box."""
-    index = index_buffer(indices, width)
+    index = geometry.index_buffer(indices, width)
     positions = torch.as_tensor(dataset.positions, dtype=torch.float64)
     if dataset.box is None:
         return coordinate(positions, index, None).numpy()
