@@ -28,7 +28,8 @@ from openmm_cgml.sampling import effective_samples
 from openmm_cgml.units import thermal_energy
 
 ISSUE = "engine issue: capped alanine, 300 K rung"
-SEED = 1
+#: Of weights, batches, velocities and noise; CGML_SEED=0 for another PMF of the same data.
+SEED = int(os.environ.get("CGML_SEED", "1"))
 DATA = Path(os.environ.get("CGML_DATA", Path(__file__).parents[2] / "shared" / "data")) / "ala2"
 RUNS = ("wtmetad_gamma6", "wtmetad_gamma1.5", "equilibrium")
 

@@ -187,6 +187,11 @@ class Engine:
         """Return kinetic energies (copies,), kJ/mol."""
         return 0.5 * (self._masses * self.velocities**2).sum((1, 2))
 
+    @property
+    def has_temperatures(self) -> bool:
+        """Whether the integrator can hold every copy at a temperature of its own."""
+        return bool({"kT", "sigma"} & set(_per_dof_variables(self.integrator)))
+
     def set_temperatures(self, temperatures: np.ndarray) -> None:
         """Hold every copy at its temperature (copies,), K.
 

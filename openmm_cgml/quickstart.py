@@ -52,7 +52,7 @@ class Effort:
 FULL = Effort()
 QUICK = Effort(epochs=4, ladders=16, ps=8.0, discard_ps=2.0, stride=4)
 
-# LFMiddle samples the same distribution at 2 and 4 fs, to within errors of 0.5 % (docs/engine.md).
+# LFMiddle samples the same distribution from 1 to 6 fs, within errors (docs/engine.md).
 _TIMESTEP = 0.004  # ps
 _FRICTION = 5.0  # 1/ps
 

@@ -206,7 +206,8 @@ def _trial_energies(
         run.engine.step(max(1, steps // 60))
         report = run.engine.read()
         samples.append(np.where(report.sick > 0, np.nan, report.energies))
-    values = np.stack(samples, axis=1).reshape(len(trials), -1)
+    # Every rank ran its share of the copies; all see all energies, and propose the same rungs.
+    values = run.ranks.gather(np.stack(samples, axis=1)).reshape(len(trials), -1)
     if np.isnan(values).any():
         raise InputError(
             "copies are not finite in the short run; lower the highest temperature or the timestep"

@@ -123,9 +123,10 @@ class Langevin:
         if on_sick not in SICK_ACTIONS:
             raise InputError(f"on_sick is {on_sick!r}; give one of {', '.join(SICK_ACTIONS)}")
         self.on_sick = on_sick
-        self.temperatures, self.rungs = _rungs(
-            self.model.temperature if temperature is None else temperature, self.copies
-        )
+        if temperature is None:
+            own = getattr(integrator, "getTemperature", None)
+            temperature = self.model.temperature if own is None else own()
+        self.temperatures, self.rungs = _rungs(temperature, self.copies)
         self.timestep = strip(timestep, "picosecond", what="timestep", positive=True)
         self.friction: float | None = strip(friction, "per_picosecond", what="friction")
         if self.friction is None or self.friction < 0:
@@ -169,7 +170,7 @@ class Langevin:
         self._minimized = minimize
         if minimize:
             self._minimize()
-        if len(self.temperatures) > 1:
+        if len(self.temperatures) > 1 or self.engine.has_temperatures:
             self.engine.set_temperatures(self._copy_temperatures())
         self.engine.velocities = self._first_velocities()
         self._ranges = CoordinateRanges.from_card(self.model.card)
@@ -383,8 +384,8 @@ class Langevin:
     def _info(self, stride: int, output: Path) -> dict[str, Any]:
         where = output.absolute()
         if where not in self._starts:
-            digest = hashlib.sha256(self.engine.positions.tobytes())
-            digest.update(self.engine.velocities.tobytes())
+            digest = hashlib.sha256(self.ranks.gather(self.engine.positions).tobytes())
+            digest.update(self.ranks.gather(self.engine.velocities).tobytes())
             digest.update(self.rungs.tobytes())
             self._starts[where] = digest.hexdigest()
         settings = {

@@ -305,3 +305,14 @@ def test_cuda_graphs_are_checked_against_torch(model, dataset, monkeypatch) -> N
     monkeypatch.setattr(type(model), "energy_and_forces", lambda *_: wrong)
     with pytest.raises(cgml.BackendError, match="leave cuda_graphs out"):
         cgml.Langevin(model, dataset, 3, platform="Reference", cuda_graphs=True)
+
+
+def test_the_temperature_of_a_user_s_integrator_counts(free) -> None:
+    hot = openmm.LangevinMiddleIntegrator(450, 1.0, 0.002)
+    simulation = cgml.Langevin(free, np.zeros((5, 3)), 3, integrator=hot)
+    assert simulation.temperatures.tolist() == [450.0]
+    custom = openmm.CustomIntegrator(0.002)
+    custom.addPerDofVariable("kT", 0.0)
+    cgml.Langevin(free, np.zeros((5, 3)), 3, integrator=custom, temperature=310.0)
+    values = custom.getPerDofVariableByName("kT")
+    assert np.allclose([v[0] for v in values], GAS_CONSTANT * 310.0)

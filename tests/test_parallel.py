@@ -31,7 +31,7 @@ LADDER = {"temperatures": [300.0, 330.0, 360.0], "copies": 3, "exchange_interval
 #: Without friction nothing is random after the start, but for the exchanges.
 CASES = {
     "free": ({"copies": 7, "friction": 0.0}, {"steps": 200, "interval": 0.1}),
-    "friction": ({"copies": 60, "timestep": 0.004}, {"ns": 0.03, "interval": 0.4}),
+    "friction": ({"copies": 60, "timestep": 0.004}, {"ns": 0.02, "interval": 0.4}),
     "exchange": ({**LADDER, "friction": 0.0}, {"steps": 600, "interval": 0.04}),
 }
 
@@ -179,7 +179,7 @@ def test_fewer_copies_than_ranks_are_refused(two) -> None:
 
 # ---------------------------------------------------------------- kills and restarts
 
-FRAMES = 100
+FRAMES = 60
 
 
 def rank_of_two(springs: Path, output: Path, rank: int, meeting: Path, on_sick: str) -> None:
@@ -270,7 +270,7 @@ def assert_begins(run, whole) -> None:
 
 def test_kill_9_of_both_and_going_on(springs, pairs, whole, tmp_path) -> None:
     output, rng = tmp_path / "run.h5", np.random.default_rng(3)
-    for kill in range(5):
+    for kill in range(4):
         pair = pairs(output)
         segments = len(list(segments_folder(output).glob("??????.h5")))
         wait_for_segments(pair, output, segments + int(rng.integers(1, 8)))

@@ -25,7 +25,7 @@ from openmm_cgml import files, run_file
 from openmm_cgml.run_file import FRAME_ARRAYS, Checkpoint, RunWriter, segments_folder
 
 INTERVAL = 0.02  # ps, ten steps
-FRAMES = 160
+FRAMES = 120
 
 CASES = {
     "Langevin": {"copies": 4},
@@ -168,7 +168,7 @@ def test_kill_9_at_random_times(inputs, whole, forks, case, tmp_path) -> None:
         if kill % 4 == 3:
             time.sleep(rng.uniform(0, 0.5))
         else:
-            wait_for_segments(process, output, segments(output) + int(rng.integers(1, 10)))
+            wait_for_segments(process, output, segments(output) + int(rng.integers(1, 8)))
             time.sleep(rng.uniform(0, 0.01))
         process.kill()
         process.join()
@@ -177,11 +177,9 @@ def test_kill_9_at_random_times(inputs, whole, forks, case, tmp_path) -> None:
         assert not run.finished and len(run) >= max(frames, 1)
         assert_begins(run, whole(case))
         frames = len(run)
-    process = forks(simulate, inputs, case, output)
-    process.join(timeout=120)
-    assert process.exitcode == 0
+    run = simulation(inputs, case).run(output, steps=10 * FRAMES, interval=INTERVAL)
     assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
-    assert_same(cgml.read_run(output), whole(case))
+    assert_same(run, whole(case))
 
 
 @pytest.mark.slow
@@ -355,8 +353,8 @@ def test_sigterm_stops_cleanly(inputs, whole, forks, tmp_path) -> None:
     run = cgml.read_run(output)
     assert 3 <= len(run) < FRAMES and not run.finished
     assert_begins(run, whole("exchange"))
-    simulate(inputs, "exchange", output)
-    assert_same(cgml.read_run(output), whole("exchange"))
+    run = simulation(inputs, "exchange").run(output, steps=10 * FRAMES, interval=INTERVAL)
+    assert_same(run, whole("exchange"))
     assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
 
 
