@@ -63,7 +63,7 @@ _TENSOR_OPERATORS = """
     device dim dict dtype extend floordiv format hash insert is_contiguous is_cuda
     is_floating_point items keys len list mathremainder modf numel ord pop range size sorted
     str stride sum_to_size values _softmax _log_softmax _unique2
-    is_grad_enabled set_grad_enabled
+    is_grad_enabled set_grad_enabled silu_backward
 """.split()
 
 _PRIMITIVES = """
