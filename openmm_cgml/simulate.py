@@ -575,6 +575,9 @@ class _Loop:
             self._add_frame(energies)
         if energies is not None and exchange_due:
             self._exchange(energies)
+        if energies is not None and frame_due:
+            # Only now: who was sick until this frame does not exchange with it either.
+            simulation._flagged = np.zeros_like(simulation._flagged)
         host.report(due)
         return True
 
@@ -696,7 +699,6 @@ class _Loop:
             sick=simulation._flagged | simulation._dropped,
             extrapolating=outside,
         )
-        simulation._flagged = np.zeros_like(simulation._flagged)
 
     def _exchange(self, energies: np.ndarray) -> None:
         simulation = self.simulation
