@@ -13,7 +13,11 @@ from openmm_cgml.benchmark import BenchmarkReport, Speed, benchmark
 
 @pytest.fixture(scope="module")
 def report(model, dataset) -> BenchmarkReport:
-    return benchmark(model, dataset, copies=(4, 1, 4), seconds=8, platform="Reference")
+    for seconds in (4, 16, 60):  # a busy machine takes seconds for the set-up alone
+        one = benchmark(model, dataset, copies=(4, 1, 4), seconds=seconds, platform="Reference")
+        if len(one.speeds) == 2 and not one.notes:
+            break
+    return one
 
 
 def test_figures_are_sane(report, model) -> None:
@@ -86,15 +90,17 @@ def test_time_limit(model, dataset) -> None:
 
 
 def test_memory_limit(model, dataset, monkeypatch) -> None:
-    gigabytes = iter([1e9, 2e9])
-
     def memory(file: str, name: str) -> float:
         return 5e9 if name == "MemAvailable" else next(gigabytes)
 
     monkeypatch.setattr(module, "_memory", memory)
-    report = benchmark(model, dataset, copies=[1, 2, 20], seconds=8, platform="Reference")
-    assert [s.copies for s in report.speeds] == [1, 2]
-    assert "20 copies and more were not measured: out of memory" in report.notes[0]
+    for seconds in (4, 16, 60):
+        gigabytes = iter([1e9, 2e9])
+        one = benchmark(model, dataset, copies=[1, 2, 20], seconds=seconds, platform="Reference")
+        if "memory" in one.notes[0]:
+            break
+    assert [s.copies for s in one.speeds] == [1, 2]
+    assert "20 copies and more were not measured: out of memory" in one.notes[0]
 
 
 def test_bad_input(model, dataset) -> None:
