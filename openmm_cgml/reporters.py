@@ -1,6 +1,6 @@
 """Let OpenMM's own reporters, and anything like them, watch an engine's Context."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class ReporterHost:
 
     def next_report(self) -> int | None:
         """Return the steps until some reporter wants its report; None without reporters."""
-        return min((steps for steps, _ in self._wishes()), default=None)
+        return min((int(_wish(r, self)[0]) for r in self.reporters), default=None)
 
     def report(self, due: Sequence[Any]) -> None:
         """Let the reporters that are due report."""
@@ -68,11 +68,6 @@ class ReporterHost:
         """Return the reporters, with their wishes, that are due after so many steps."""
         wanted = [(r, _wish(r, self)) for r in self.reporters]
         return [(r, w) for r, w in wanted if w[0] == steps]
-
-    def _wishes(self) -> Iterator[tuple[int, Any]]:
-        for reporter in self.reporters:
-            wish = _wish(reporter, self)
-            yield int(wish[0]), wish
 
 
 def _wish(reporter: Any, host: ReporterHost) -> tuple[Any, ...]:

@@ -1,10 +1,27 @@
-"""Run files whose frames a test chooses."""
+"""A PMF with an exact ensemble, and run files whose frames a test chooses."""
 
 from pathlib import Path
 
+import torch  # before openmm
+
 import numpy as np
 
+import openmm_cgml as cgml
 from openmm_cgml.run_file import Checkpoint, RunWriter
+
+
+class Springs(cgml.PMF):
+    """Springs of zero length along the chain: every bond vector is Gaussian."""
+
+    def forward(
+        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Energies."""
+        bonds = positions[:, 1:] - positions[:, :-1]
+        return 400.0 * bonds.square().sum(dim=(1, 2))
+
+    def arguments(self) -> dict:
+        return {}
 
 
 def write_run(path: Path, topology, positions: np.ndarray, **info) -> None:

@@ -4,12 +4,10 @@ import csv
 import sys
 from pathlib import Path
 
-import torch  # before openmm
-
 import mdtraj
 import numpy as np
 import pytest
-from handmade import write_run
+from handmade import Springs, write_run
 
 import openmm_cgml as cgml
 from openmm_cgml import cli
@@ -20,20 +18,6 @@ TOLERANCE = {"dcd": 1e-5, "xtc": 1e-3}  # nm; a DCD's numbers are Angstrom in fl
 RUNGS = [300.0, 330.0, 370.0]
 FRAMES, LADDERS = 6, 2
 COPIES = LADDERS * len(RUNGS)
-
-
-class Springs(cgml.PMF):
-    """Springs of zero length along the chain."""
-
-    def forward(
-        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Energies."""
-        bonds = positions[:, 1:] - positions[:, :-1]
-        return 400.0 * bonds.square().sum(dim=(1, 2))
-
-    def arguments(self) -> dict:
-        return {}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 import numpy as np
 import pytest
+from handmade import Springs
 
 import openmm_cgml as cgml
 from openmm_cgml.parallel import Ranks
@@ -34,20 +35,6 @@ CASES = {
     "friction": ({"copies": 60, "timestep": 0.004}, {"ns": 0.02, "interval": 0.4}),
     "exchange": ({**LADDER, "friction": 0.0}, {"steps": 600, "interval": 0.04}),
 }
-
-
-class Springs(cgml.PMF):
-    """Springs of zero length along the chain."""
-
-    def forward(
-        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Energies."""
-        bonds = positions[:, 1:] - positions[:, :-1]
-        return 400.0 * bonds.square().sum(dim=(1, 2))
-
-    def arguments(self) -> dict:
-        return {}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import torch  # before openmm
 import numpy as np
 import openmm
 import pytest
+from handmade import Springs
 
 import openmm_cgml as cgml
 from openmm_cgml import files, run_file
@@ -34,20 +35,6 @@ CASES = {
     "CPU": {"copies": 3, "platform": "CPU", "properties": {"Threads": "1"}},
 }
 KILLS = {"Langevin": 7, "temperatures": 7, "exchange": 7, "CPU": 3}
-
-
-class Springs(cgml.PMF):
-    """Springs of zero length along the chain."""
-
-    def forward(
-        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Energies."""
-        bonds = positions[:, 1:] - positions[:, :-1]
-        return 400.0 * bonds.square().sum(dim=(1, 2))
-
-    def arguments(self) -> dict:
-        return {}
 
 
 @pytest.fixture(scope="module")

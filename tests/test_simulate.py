@@ -2,13 +2,12 @@
 
 import signal
 
-import torch  # before openmm
-
 import h5py
 import mdtraj
 import numpy as np
 import openmm
 import pytest
+from handmade import Springs
 from openmm import app, unit
 
 import openmm_cgml as cgml
@@ -18,20 +17,6 @@ from openmm_cgml.simulate import SimulationError
 from openmm_cgml.units import thermal_energy
 
 SPRING = 800.0  # kJ/mol/nm^2
-
-
-class Springs(cgml.PMF):
-    """Springs of zero length along the chain: every bond vector is Gaussian."""
-
-    def forward(
-        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Energies."""
-        bonds = positions[:, 1:] - positions[:, :-1]
-        return 400.0 * bonds.square().sum(dim=(1, 2))
-
-    def arguments(self) -> dict:
-        return {}
 
 
 @pytest.fixture(scope="module")
