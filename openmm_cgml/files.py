@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +55,13 @@ def require_file(path: str | Path, what: str = "file") -> Path:
         InputError: if it is missing, a folder, or empty.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{what} {path} does not exist; check the path")
-    if not path.is_file():
+    try:
+        status = path.stat()  # once: it may be removed meanwhile
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{what} {path} does not exist; check the path") from error
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{what} {path} is not a file; give a file")
-    if path.stat().st_size == 0:
+    if status.st_size == 0:
         raise InputError(f"{what} {path} is empty; it was probably cut short, make it again")
     return path
 

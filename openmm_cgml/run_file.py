@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -336,23 +337,33 @@ def read_run(path: str | Path, *, stride: int = 1) -> Run:
     if stride < 1:
         raise InputError(f"stride is {stride}; give 1 or more")
     while True:
-        before = _last_changes(path)
+        before = _files_of(path)
         try:
             return _read_run(path, stride)
         except InputError:
             # A run that is finished just now moves from its segments into the file.
-            if _last_changes(path) == before:
+            if _files_of(path) == before:
                 raise
 
 
-def _last_changes(path: Path) -> list[int]:
-    times = []
-    for place in (path, segments_folder(path)):
-        try:
-            times.append(place.stat().st_mtime_ns)
-        except OSError:
-            times.append(0)
-    return times
+def _files_of(path: Path) -> tuple[int, list[str]]:
+    """Return which files a run has just now: the inode of the joined one and the segments' names.
+
+    Times of change are too coarse: the removal of two segments may share one.
+    """
+    try:
+        joined = path.stat().st_ino
+    except OSError:
+        joined = 0
+    return joined, _names(segments_folder(path))
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the sorted names in a folder; none if it is not there, or is removed meanwhile."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
 
 
 def _read_run(path: Path, stride: int) -> Run:
@@ -419,7 +430,8 @@ def _parts(path: Path) -> list[list[Path]]:
         InputError: if a segment is missing or damaged.
     """
     # Listed first: a run that is being finished is then seen in both places, not in neither.
-    firsts = sorted(segments_folder(path).glob("??????.h5"))
+    folder = segments_folder(path)
+    firsts = [folder / name for name in _names(folder) if re.fullmatch(r".{6}\.h5", name)]
     parts: list[list[Path]] = []
     step = -1
     if path.exists():

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import threading
 import signal
 import subprocess
 import sys
@@ -287,6 +288,30 @@ def test_a_run_is_read_while_it_is_written_and_finished(inputs, whole, forks, tm
         assert_begins(cgml.read_run(output), whole("Langevin", 60))
         readings += 1
     assert_same(cgml.read_run(output), whole("Langevin", 60))
+
+
+def test_a_run_is_read_while_its_segments_are_removed(inputs, whole, tmp_path) -> None:
+    """Whenever they vanish: before they are listed, while they are, or before they are opened."""
+    output = tmp_path / "run.h5"
+    first = simulation(inputs, "Langevin")
+    folder, old = segments_folder(output), tmp_path / "old"
+    first.reporters.append(Copies(at=115, source=folder, target=old))
+    first.run(output, steps=120, interval=INTERVAL, checkpoint_seconds=0)
+    stop = threading.Event()
+
+    def remove_and_bring_back() -> None:
+        while not stop.is_set():
+            shutil.copytree(old, tmp_path / "again").rename(folder)  # whole at once
+            shutil.rmtree(folder)
+
+    remover = threading.Thread(target=remove_and_bring_back)
+    remover.start()
+    try:
+        for _ in range(100):
+            assert_same(cgml.read_run(output), whole("Langevin", 12))
+    finally:
+        stop.set()
+        remover.join()
 
 
 def test_a_longer_run_beside_segments_that_were_not_removed(inputs, whole, tmp_path) -> None:
