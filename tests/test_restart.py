@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import resource
 import shutil
-import threading
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
