@@ -31,6 +31,7 @@ class Speed:
     Attributes:
         platform: OpenMM's name.
         copies: number of copies.
+        backend: what evaluated the PMF.
         step_seconds: of one step of all copies, median.
         spread_seconds: half the distance between the quartiles of it.
         force_seconds: of one evaluation of the PMF, read from OpenMM.
@@ -39,6 +40,7 @@ class Speed:
 
     platform: str
     copies: int
+    backend: str
     step_seconds: float
     spread_seconds: float
     force_seconds: float
@@ -170,7 +172,6 @@ def benchmark(
     """
     import torch  # before openmm
 
-    from .force import FORCE_CLASSES, choose_backend
     from .system import Model, load_model
 
     if start is None:
@@ -187,7 +188,7 @@ def benchmark(
     report = BenchmarkReport(
         loaded.file.name,
         len(loaded.topology),
-        FORCE_CLASSES[choose_backend(backend)],
+        max(speeds, key=lambda one: one.throughput).backend,
         torch.get_num_threads(),
         tuple(speeds),
     )
@@ -294,6 +295,7 @@ def _measure(
     return Speed(
         platform.getName(),
         copies,
+        engine.backend,
         statistics.median(steps),
         float(high - low) / 2,
         statistics.median(forces),

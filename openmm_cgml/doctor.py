@@ -96,7 +96,7 @@ def diagnose() -> Diagnosis:
 
 
 def _torchforce(openmm_first: bool) -> Check:
-    from .force import load_torch_plugins, torchforce_problem
+    from .torchforce import load_torch_plugins, torchforce_problem
 
     still_failing = load_torch_plugins()
     problem = torchforce_problem()
@@ -140,7 +140,7 @@ def _version_pair(versions: dict[str, str]) -> Check:
 
 def _evaluations(openmm: Any) -> list[Check]:
     """Compare energies and forces with torch autograd: every backend on every platform."""
-    from .force import BACKENDS, torchforce_problem
+    from .force import BACKENDS, backend_problem
     from .model_file import save_model
     from .pmf import PMFS
     from .pmf.core import SumPMF
@@ -156,7 +156,7 @@ def _evaluations(openmm: Any) -> list[Check]:
     positions = np.asarray(dataset.positions[:4], dtype=np.float64)
     energies, forces = model.energy_and_forces(positions)
     for backend in BACKENDS:
-        if backend == "torchforce" and torchforce_problem() is not None:
+        if backend_problem(backend) is not None:
             continue
         for k in range(openmm.Platform.getNumPlatforms()):
             platform = openmm.Platform.getPlatform(k)

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,15 @@ import numpy as np
 import openmm  # isort: skip
 
 from .errors import BackendError, InputError
-from .force import BACKENDS, FORCE_CLASSES, CopyReport, choose_backend, finish_force
+from .force import (
+    BACKEND_VARIABLE,
+    BACKENDS,
+    FASTEST,
+    CopyReport,
+    choose_backend,
+    fastest_backend,
+    finish_force,
+)
 from .replicate import replicate_forces
 from .system import Model
 from .units import GAS_CONSTANT
@@ -45,7 +54,7 @@ class Engine:
         box_vectors: (3, 3), nm, or None.
         platform: an openmm.Platform or its name; None: see `find_platform`.
         properties: platform properties.
-        backend: as in `Model.create_force`.
+        backend: as in `Model.create_force`; None: see `find_backend`.
         cuda_graphs: replay one recorded graph of CUDA kernels in every step, for small models
             whose time goes into launching them. Energies are compared with torch's in `warm_up`.
 
@@ -71,9 +80,11 @@ class Engine:
         self.model, self.copies, self.integrator = model, copies, integrator
         self.beads = len(model.topology)
         self.box_vectors = box_vectors
-        self.backend = choose_backend(backend)
         keep_memory()
         self._platform = find_platform(platform)
+        self.backend = find_backend(
+            backend, model, copies, box_vectors is not None, self._platform, properties
+        )
         self._masses = np.tile(model.topology.masses, copies).reshape(copies, -1, 1)
         self._force = BACKENDS[self.backend](
             model.file,
@@ -81,6 +92,7 @@ class Engine:
             periodic=box_vectors is not None,
             guarded=True,
             cuda_graphs=cuda_graphs,
+            platform=self._platform.getName(),
         )
         self.user_forces = list(forces)
         self.replicas = replicate_forces(forces, self.beads, copies)
@@ -351,7 +363,8 @@ class Engine:
             "box_vectors_nm": self.box_vectors,
             "platform": platform.getName(),
             "platform_properties": properties,
-            "backend": FORCE_CLASSES[self.backend],
+            "backend": self.backend,
+            "program": self._force.program(self.context),
             "torch_threads": torch.get_num_threads(),
             **self._settings,
             "versions": {
@@ -415,6 +428,30 @@ def lfmiddle_integrator(friction: float, timestep: float, seed: int) -> Any:
     integrator.addComputePerDof("x", "x + 0.5*dt*(kicked + v)")
     integrator.setRandomNumberSeed(seed)
     return integrator
+
+
+def find_backend(
+    backend: str | None,
+    model: Model,
+    copies: int,
+    periodic: bool,
+    platform: Any,
+    properties: dict[str, str] | None = None,
+) -> str:
+    """Return the backend that an engine takes: the one asked for, else the fastest here.
+
+    Where none is asked for, the environment variable ``OPENMM_CGML_BACKEND`` is looked at first.
+
+    Raises:
+        InputError: if there is no backend of that name.
+        BackendError: if it does not work here.
+    """
+    backend = backend or os.environ.get(BACKEND_VARIABLE) or FASTEST
+    if backend != FASTEST:
+        return choose_backend(backend)
+    return fastest_backend(
+        model.file, copies, periodic=periodic, platform=platform, properties=properties
+    )
 
 
 def find_platform(platform: Any = None) -> Any:

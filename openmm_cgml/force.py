@@ -4,17 +4,14 @@ A backend is a `Backend`: it makes the Force, and reads single copies back from 
 holds it. The engine knows no more of it.
 """
 
-import ctypes
-import functools
-import io
+import hashlib
 import logging
 import os
-import subprocess
 import sys
+import time
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch  # before openmm: TorchForce's plugins need its libraries
@@ -25,29 +22,33 @@ import openmm  # isort: skip
 
 from .errors import BackendError, InputError
 from .model_file import ModelFile
+from .native import cache
+from .native import force as native
 from .registry import Registry
+from .torchforce import import_openmmtorch, torchforce_problem
 
 logger = logging.getLogger(__name__)
 
-#: Backends in the order in which they are tried when none is asked for.
+#: Backends. `create_force` takes the first that works, the engine the one that proves fastest.
 BACKENDS = Registry(
     "backend",
     {
         "torchforce": "openmm_cgml.force:TorchForceBackend",
+        "native": "openmm_cgml.force:NativeBackend",
         "python": "openmm_cgml.force:PythonForceBackend",
     },
 )
 
-#: Class of the Force that each backend makes.
-FORCE_CLASSES = {"torchforce": "TorchForce", "python": "PythonForce"}
-
 #: Context parameter of a guarded TorchForce; 1: its forces are the copies' report.
 _REPORT = "cgml_report"
 
-# What openmmtorch 1.5 from PyPI was compiled against; other pairs are tried in a subprocess.
-_TESTED_TORCH, _TESTED_OPENMM = ("2.9",), ("8.4", "8.5")
+#: Backend name that stands for the one that a short trial finds to be the fastest.
+FASTEST = "fastest"
 
-_TORCH_KERNELS = ["CalcTorchForce"]
+#: Environment variable: the backend to use where none is named.
+BACKEND_VARIABLE = "OPENMM_CGML_BACKEND"
+
+_TRIAL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,8 @@ class Backend(ABC):
         periodic: whether the System is.
         guarded: hold sick copies still instead of passing NaN on; needed for `read`.
         cuda_graphs: replay one recorded graph of CUDA kernels, where the backend can.
+        scale_parameter: a Context parameter (1 by default) that multiplies energy and forces.
+        platform: name of the platform on which it will run; None: not known.
     """
 
     def __init__(
@@ -84,9 +87,12 @@ class Backend(ABC):
         periodic: bool = False,
         guarded: bool = False,
         cuda_graphs: bool = False,
+        scale_parameter: str | None = None,
+        platform: str | None = None,
     ) -> None:
         self.model, self.particles, self.copies = model, particles, copies
         self.periodic, self.guarded, self.cuda_graphs = periodic, guarded, cuda_graphs
+        self.scale_parameter, self.platform = scale_parameter, platform
 
     @abstractmethod
     def create(self) -> Any:
@@ -96,8 +102,13 @@ class Backend(ABC):
     def read(self, context: Any, force_group: int) -> CopyReport:
         """Read the copies from a Context that holds the (guarded) Force, alone in its group.
 
-        One evaluation; the Context's state and its next steps are as if it had not happened.
+        At most one evaluation; the Context's state and its next steps are as if it had not
+        happened.
         """
+
+    def program(self, context: Any) -> str:
+        """Return what evaluates the network in a Context: ``"TorchScript"`` or ``"compiled"``."""
+        return "TorchScript"
 
 
 def create_force(
@@ -107,9 +118,15 @@ def create_force(
     force_group: int = 0,
     periodic: bool = False,
     backend: str | None = None,
+    scale_parameter: str | None = None,
 ) -> Any:
     """Return the OpenMM Force of a model; see `openmm_cgml.system.Model.create_force`."""
-    chosen = BACKENDS[choose_backend(backend)](model, particles, copies, periodic)
+    backend = backend or os.environ.get(BACKEND_VARIABLE)
+    if backend == FASTEST:
+        backend = fastest_backend(model, copies, periodic=periodic)
+    chosen = BACKENDS[choose_backend(backend)](
+        model, particles, copies, periodic, scale_parameter=scale_parameter
+    )
     return finish_force(chosen, force_group)
 
 
@@ -127,27 +144,141 @@ def choose_backend(name: str | None = None) -> str:
     """Return a backend that works here.
 
     Args:
-        name: the backend asked for; None: ``"torchforce"`` where it works, else ``"python"`` with
-            a warning that says why.
+        name: the backend asked for; None: ``"torchforce"`` where it works, else ``"native"``,
+            else ``"python"`` with a warning that says why.
 
     Raises:
         InputError: if there is no backend of that name.
         BackendError: if the backend asked for does not work here.
     """
     if name is not None:
-        BACKENDS[name]  # noqa: B018  (unknown names raise)
-        if name == "torchforce" and (reason := torchforce_problem()):
-            raise BackendError(f"TorchForce does not work here: {reason}")
+        if reason := backend_problem(name):
+            raise BackendError(f"backend {name!r} does not work here: {reason}")
         return name
     reason = torchforce_problem()
     if reason is None:
         return "torchforce"
+    if backend_problem("native") is None:
+        return "native"
     warnings.warn(
-        f"TorchForce does not work here ({reason}); using the slower PythonForce. "
-        "`pip install 'openmm_cgml[torchforce]'` installs versions that fit each other.",
+        f"neither TorchForce ({reason}) nor the native force ({backend_problem('native')}) works "
+        "here; using the slower PythonForce. See `cgml doctor`.",
         stacklevel=2,
     )
     return "python"
+
+
+def backend_problem(name: str) -> str | None:
+    """Return why a backend cannot be used in this process, or None if it can.
+
+    Raises:
+        InputError: if there is no backend of that name.
+    """
+    BACKENDS[name]  # noqa: B018  (unknown names raise)
+    if name == "torchforce":
+        return torchforce_problem()
+    if name == "native":
+        return native.problem()
+    return None if hasattr(openmm, "PythonForce") else "this OpenMM is older than 8.4"
+
+
+def fastest_backend(
+    model: ModelFile,
+    copies: int = 1,
+    *,
+    periodic: bool = False,
+    platform: Any = None,
+    properties: dict[str, str] | None = None,
+) -> str:
+    """Return the backend that evaluates a model fastest here, by a short trial of each.
+
+    The answer is kept on this machine, so that the same run takes the same backend again.
+
+    Args:
+        model: the model file.
+        copies: number of copies.
+        periodic: whether the System is.
+        platform: an openmm.Platform; None: OpenMM's choice.
+        properties: platform properties.
+
+    Raises:
+        BackendError: if no backend works here.
+    """
+    names = [name for name in BACKENDS if backend_problem(name) is None]
+    where = platform.getName() if platform is not None else "the default platform"
+    question = {
+        "model": hashlib.sha256(model.archive).hexdigest(),
+        "copies": copies,
+        "periodic": periodic,
+        "platform": where,
+        "properties": properties or {},
+        "backends": names,
+        "threads": torch.get_num_threads(),
+        "versions": [torch.__version__, openmm.version.full_version],
+        "processor": cache.processor(),
+    }
+    if (known := cache.recall("choices", question)) is not None and known in names:
+        return str(known)
+    seconds: dict[str, float] = {}
+    for name in names:
+        try:
+            seconds[name] = _trial(name, model, copies, periodic, platform, properties)
+        except Exception as error:
+            logger.warning("backend %r does not work here: %s", name, str(error).strip())
+    if not seconds:
+        raise BackendError("no backend works here; see `cgml doctor`")
+    best = min(seconds, key=lambda name: seconds[name])
+    times = ", ".join(f"{name} {1e6 * t:.0f}" for name, t in seconds.items())
+    print(
+        f"openmm_cgml: {best} is the fastest backend for {copies} copies of {model.name} on "
+        f"{where} (us an evaluation: {times})",
+        file=sys.stderr,
+        flush=True,
+    )
+    cache.remember("choices", question, best)
+    return best
+
+
+def _trial(
+    name: str,
+    model: ModelFile,
+    copies: int,
+    periodic: bool,
+    platform: Any,
+    properties: dict[str, str] | None,
+) -> float:
+    """Return the wall-clock seconds of one evaluation in a Context."""
+    force = BACKENDS[name](
+        model,
+        copies=copies,
+        periodic=periodic,
+        guarded=True,
+        platform=None if platform is None else platform.getName(),
+    )
+    system = openmm.System()
+    particles = copies * len(model.topology)
+    for _ in range(particles):
+        system.addParticle(1.0)
+    system.setDefaultPeriodicBoxVectors((9, 0, 0), (0, 9, 0), (0, 0, 9))
+    system.addForce(finish_force(force, 0))
+    integrator = openmm.VerletIntegrator(0.001)
+    # Optional arguments of Context cannot be None.
+    chosen = [] if platform is None else [platform, properties or {}]
+    context = openmm.Context(system, integrator, *chosen)
+    # Spread out like beads of a chain; two places in turn, since a force may remember the last.
+    generator = np.random.default_rng(0)
+    places = [np.cumsum(0.2 * generator.standard_normal((particles, 3)), axis=0) for _ in range(2)]
+
+    def evaluate(count: int) -> float:
+        start = time.perf_counter()
+        for k in range(count):
+            context.setPositions(places[k % 2])
+            context.getState(getForces=True)
+        return time.perf_counter() - start
+
+    evaluate(6)  # TorchScript optimises in its first calls
+    count = max(2, int(_TRIAL_SECONDS / 4 / max(evaluate(2) / 2, 1e-6)))
+    return min(evaluate(count) for _ in range(3)) / count
 
 
 class TorchForceBackend(Backend):
@@ -156,7 +287,11 @@ class TorchForceBackend(Backend):
     def create(self) -> Any:
         """Return the TorchForce."""
         program = self.model.program(
-            self.particles, self.copies, periodic=self.periodic, guarded=self.guarded
+            self.particles,
+            self.copies,
+            periodic=self.periodic,
+            guarded=self.guarded,
+            scaled=self.scale_parameter is not None,
         )
         graphs = {"useCUDAGraphs": "true"} if self.cuda_graphs else {}
         force = import_openmmtorch().TorchForce(program, graphs)
@@ -164,6 +299,8 @@ class TorchForceBackend(Backend):
         force.setUsesPeriodicBoundaryConditions(self.periodic)
         if self.guarded:
             force.addGlobalParameter(_REPORT, 0.0)
+        if self.scale_parameter is not None:
+            force.addGlobalParameter(self.scale_parameter, 1.0)
         return force
 
     def read(self, context: Any, force_group: int) -> CopyReport:
@@ -175,28 +312,53 @@ class TorchForceBackend(Backend):
         return _copy_report(state.getForces(asNumpy=True)._value, self.copies)
 
 
+class NativeBackend(Backend):
+    """The force of `openmm_cgml.native`, its network compiled ahead of time: the fastest."""
+
+    def create(self) -> Any:
+        """Return the Force (an openmm.Force)."""
+        self.force = native.create_force(
+            self.model,
+            self.particles,
+            self.copies,
+            periodic=self.periodic,
+            guarded=self.guarded,
+            scale_parameter=self.scale_parameter,
+            platform=self.platform,
+        )
+        return self.force
+
+    def read(self, context: Any, force_group: int) -> CopyReport:
+        """Read the copies; what is evaluated for this is not evaluated again in the next step."""
+        return CopyReport(*native.read_copies(self.force, context, self.copies))
+
+    def program(self, context: Any) -> str:
+        """Return what runs in a Context; see the base class."""
+        return "compiled" if native.status(self.force, context)[0] else "TorchScript"
+
+
 class PythonForceBackend(Backend):
     """openmm.PythonForce: slower, but works with any torch."""
 
     def create(self) -> Any:
-        """Return the PythonForce.
-
-        Raises:
-            BackendError: if OpenMM is older than 8.4.
-        """
-        if not hasattr(openmm, "PythonForce"):
-            raise BackendError("this OpenMM has no PythonForce; install openmm 8.4 or newer")
+        """Return the PythonForce."""
         self.evaluator = PythonEvaluator(
-            self.model, self.particles, self.copies, self.periodic, self.guarded
+            self.model,
+            self.particles,
+            self.copies,
+            self.periodic,
+            self.guarded,
+            self.scale_parameter,
         )
-        force = openmm.PythonForce(self.evaluator)
+        defaults = {self.scale_parameter: 1.0} if self.scale_parameter else {}
+        force = openmm.PythonForce(self.evaluator, defaults)
         force.setUsesPeriodicBoundaryConditions(self.periodic)
         return force
 
     def read(self, context: Any, force_group: int) -> CopyReport:
         """Read the copies from the program, which lives in this process."""
-        answer = self.evaluator.evaluate(context.getState(getPositions=True), 1.0)[1]
-        return _copy_report(answer, self.copies)
+        state = context.getState(getPositions=True, getParameters=True)
+        return _copy_report(self.evaluator.evaluate(state, 1.0)[1], self.copies)
 
 
 class PythonEvaluator:
@@ -210,10 +372,22 @@ class PythonEvaluator:
         self._load(*arguments)
 
     def _load(
-        self, model: ModelFile, particles: Any, copies: int, periodic: bool, guarded: bool
+        self,
+        model: ModelFile,
+        particles: Any,
+        copies: int,
+        periodic: bool,
+        guarded: bool,
+        scale_parameter: str | None = None,
     ) -> None:
-        self._periodic, self._guarded = periodic, guarded
-        self._program = model.program(particles, copies, periodic=periodic, guarded=guarded)
+        self._periodic, self._guarded, self._scale = periodic, guarded, scale_parameter
+        self._program = model.program(
+            particles,
+            copies,
+            periodic=periodic,
+            guarded=guarded,
+            scaled=scale_parameter is not None,
+        )
 
     def __call__(self, state: Any) -> tuple[float, Any]:
         """Return the energy (kJ/mol) and forces (particles, 3), kJ/mol/nm, float64."""
@@ -228,6 +402,8 @@ class PythonEvaluator:
             arguments.append(torch.tensor(vectors, dtype=torch.float64))
         if self._guarded:
             arguments.append(torch.tensor(report))
+        if self._scale:
+            arguments.append(torch.tensor(state.getParameters()[self._scale]))
         energy, forces = self._program(*arguments)
         return float(energy), forces.detach().numpy()
 
@@ -243,124 +419,3 @@ def _copy_report(answer: np.ndarray, copies: int) -> CopyReport:
     """Unpack what a guarded program gives in the place of forces."""
     first = answer.reshape(copies, -1, 3)[:, 0]
     return CopyReport(first[:, 0].astype(float), np.rint(first[:, 1]).astype(np.int64))
-
-
-@functools.cache
-def torchforce_problem() -> str | None:
-    """Return why TorchForce cannot be used in this process, or None if it can.
-
-    Repairs what can be repaired: plugins that failed to load because openmm was imported before
-    torch are loaded again.
-    """
-    failures = load_torch_plugins()
-    try:
-        import_openmmtorch()
-    except ImportError as error:
-        return f"openmmtorch is not importable ({error})"
-    if not _has_torch_kernels():
-        return "its plugin did not load" + (f" ({failures[0]})" if failures else "")
-    torch_version = ".".join(torch.__version__.split(".")[:2])
-    openmm_version = ".".join(openmm.version.short_version.split(".")[:2])
-    if torch_version in _TESTED_TORCH and openmm_version in _TESTED_OPENMM:
-        return None
-    # A wrong pair can end the process (C++ ABI), so it is tried in another one.
-    trial = subprocess.run(
-        [sys.executable, "-c", "from openmm_cgml import force; force.try_torchforce()"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
-    if trial.returncode == 0:
-        return None
-    return (
-        f"openmmtorch was built for another torch or OpenMM than {torch.__version__} and "
-        f"{openmm.version.short_version}; energies fail"
-    )
-
-
-def load_torch_plugins() -> list[str]:
-    """Load openmm-torch's plugins that failed because openmm was imported before torch.
-
-    Returns:
-        Messages of the plugins that still fail; OpenCL's and CUDA's do on machines without them.
-    """
-    _preload_cuda_compiler()
-    if _has_torch_kernels():
-        return []
-    # Read first: loading a library erases the list. A whole directory is never loaded again,
-    # since that would register a second CPU platform.
-    messages = openmm.Platform.getPluginLoadFailures()
-    reported = [m.split("Error loading library ")[-1] for m in messages]
-    paths = [Path(m.split(": ")[0]) for m in reported if "Torch" in m.split(": ")[0]]
-    if not paths:
-        folders = (
-            Path(openmm.version.openmm_library_path) / "plugins",
-            Path(openmm.Platform.getDefaultPluginsDirectory()),
-        )
-        paths = sorted({p for f in folders if f.is_dir() for p in f.glob("*Torch*")})
-    failures = []
-    for path in paths:
-        try:
-            openmm.Platform.loadPluginLibrary(str(path))
-        except Exception as error:
-            failures.append(str(error).strip())
-    return failures
-
-
-def try_torchforce() -> None:
-    """Evaluate a minimal TorchForce; raises, or ends the process, where it cannot work."""
-
-    class Square(torch.nn.Module):
-        def forward(self, positions: torch.Tensor) -> torch.Tensor:
-            return positions.square().sum()
-
-    load_torch_plugins()
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.trace(Square(), torch.zeros(1, 3)), buffer)
-    buffer.seek(0)
-    system = openmm.System()
-    system.addParticle(1.0)
-    system.addForce(import_openmmtorch().TorchForce(torch.jit.load(buffer)))
-    integrator = openmm.VerletIntegrator(0.001)
-    platform = openmm.Platform.getPlatform("Reference")
-    context = openmm.Context(system, integrator, platform)
-    context.setPositions([openmm.Vec3(1, 0, 0)])
-    context.getState(getEnergy=True, getForces=True)
-
-
-def import_openmmtorch() -> Any:
-    """Import openmmtorch without the deprecation notice that it causes on every start."""
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return "simtk.openmm" not in record.getMessage()
-
-    logging.getLogger().addFilter(is_news)
-    try:
-        import openmmtorch
-    finally:
-        logging.getLogger().removeFilter(is_news)
-    return openmmtorch
-
-
-def _preload_cuda_compiler() -> None:
-    """Load the CUDA 13 compiler library, if installed, so that openmmtorch finds it.
-
-    The wheels of openmmtorch 1.5 for Python 3.10 and 3.13 were linked against libnvrtc.so.13,
-    which torch 2.9 does not bring; the extra ``torchforce`` installs it in a place that the
-    loader does not search.
-    """
-    for entry in sys.path:
-        library = Path(entry or ".") / "nvidia" / "cu13" / "lib" / "libnvrtc.so.13"
-        if library.exists():
-            try:
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-            except OSError as error:
-                logger.debug("cannot load %s: %s", library, error)
-            return
-
-
-def _has_torch_kernels() -> bool:
-    return any(
-        openmm.Platform.getPlatform(k).supportsKernels(_TORCH_KERNELS)
-        for k in range(openmm.Platform.getNumPlatforms())
-    )

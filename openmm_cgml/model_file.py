@@ -162,9 +162,9 @@ class ExportedModel(nn.Module):
 class ForceProgram(nn.Module):
     """A model as an engine evaluates it: energy and forces in one call, sick copies held still.
 
-    ``forward(positions[, box_vectors][, report])``, the second argument if `periodic`, the third
-    if `guarded`. Returns the energy, a scalar, kJ/mol, and the forces on all particles of the
-    System, (particles, 3), kJ/mol/nm.
+    ``forward(positions[, box_vectors][, report][, scale])``, the second argument if `periodic`,
+    the third if `guarded`, the fourth if `scaled`. Returns the energy, a scalar, kJ/mol, and the
+    forces on all particles of the System, (particles, 3), kJ/mol/nm, both multiplied by the scale.
 
     A guarded program gives a copy no energy and no force where either is not finite, or a force
     is beyond any chemistry, so that NaN never reaches positions; it counts these evaluations in
@@ -175,21 +175,27 @@ class ForceProgram(nn.Module):
         script: the model file's program, already set up for its particles.
         periodic: whether box vectors come in.
         guarded: whether sick copies are held still, and `report` comes in.
+        scaled: whether a `scale` comes in.
     """
 
     sick: Tensor
 
-    def __init__(self, script: Any, periodic: bool, guarded: bool) -> None:
+    def __init__(self, script: Any, periodic: bool, guarded: bool, scaled: bool = False) -> None:
         super().__init__()
         self.model = script
         self.periodic = periodic
         self.guarded = guarded
+        self.scaled = scaled
         # One step moves a bead of 12 Da by 3 nm under such a force: no molecule survives it.
         self.force_limit = 1e7
         self.register_buffer("sick", torch.zeros(script.copies, dtype=torch.float32))
 
     def forward(
-        self, positions: Tensor, first: Tensor | None = None, second: Tensor | None = None
+        self,
+        positions: Tensor,
+        first: Tensor | None = None,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return energy and forces; see the class."""
         # Raised here, not in a method that is inlined: in OpenMM that would end the process.
@@ -211,10 +217,14 @@ class ForceProgram(nn.Module):
         # Not detach(), which freezing drops, nor no_grad(), a class whose methods no check sees.
         recording = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
-        box_vectors = first if self.periodic else None
+        given = [first, second, third]
+        box_vectors = given.pop(0) if self.periodic else None
+        report = given.pop(0) if self.guarded else None
+        scale = given.pop(0) if self.scaled else None
         energies, forces = self.model.energies_and_forces(positions, box_vectors)
+        if scale is not None:
+            energies, forces = energies * scale, forces * scale
         if self.guarded:
-            report = second if self.periodic else first
             energies, forces = self.guard(energies, forces, report)
         forces = forces.to(positions.dtype).view(-1, 3)
         if self.model.highest_particle >= 0:
@@ -277,26 +287,37 @@ class ModelFile:
             InputError: if the number of particles is not copies times beads, an index is
                 negative or occurs twice.
         """
+        indices = self.check_particles(particles, copies)
         module = torch.jit.load(io.BytesIO(self.archive), map_location="cpu")
-        if int(copies) != copies or copies < 1:
-            raise InputError(f"copies is {copies}; give a whole number of at least 1")
         module.copies = int(copies)
-        if particles is not None:
-            indices = torch.as_tensor([int(p) for p in particles], dtype=torch.int64)
-            beads = len(self.topology)
-            if len(indices) != copies * beads:
-                raise InputError(
-                    f"model {self.name} has {copies} x {beads} beads but {len(indices)} "
-                    "particles were given; give one a bead and copy"
-                )
-            if len(indices.unique()) != len(indices) or int(indices.min()) < 0:
-                raise InputError("particle indices must be different and not negative")
+        if indices is not None:
             module.particles = indices
             module.highest_particle = int(indices.max())
         for parameter in module.parameters():
             # Else autograd would keep all it needs for gradients that nobody asks for.
             parameter.requires_grad_(False)
         return module.eval()
+
+    def check_particles(self, particles: Any, copies: int) -> Tensor | None:
+        """Return the indices of the copies' particles, int64; None if none are given.
+
+        Raises:
+            InputError: as `module`.
+        """
+        if int(copies) != copies or copies < 1:
+            raise InputError(f"copies is {copies}; give a whole number of at least 1")
+        if particles is None:
+            return None
+        indices = torch.as_tensor([int(p) for p in particles], dtype=torch.int64)
+        beads = len(self.topology)
+        if len(indices) != copies * beads:
+            raise InputError(
+                f"model {self.name} has {copies} x {beads} beads but {len(indices)} "
+                "particles were given; give one a bead and copy"
+            )
+        if len(indices.unique()) != len(indices) or int(indices.min()) < 0:
+            raise InputError("particle indices must be different and not negative")
+        return indices
 
     def program(
         self,
@@ -305,9 +326,10 @@ class ModelFile:
         *,
         periodic: bool = False,
         guarded: bool = False,
+        scaled: bool = False,
     ) -> Any:
         """Return the ScriptModule of a `ForceProgram`; arguments as there and in `module`."""
-        shell = ForceProgram(self.module(particles, copies), periodic, guarded)
+        shell = ForceProgram(self.module(particles, copies), periodic, guarded, scaled)
         return torch.jit.script(shell.eval())
 
     def rebuild(self) -> PMF:

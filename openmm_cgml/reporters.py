@@ -14,10 +14,12 @@ class ReporterHost:
         reporters: OpenMM reporters, or anything with ``describeNextReport`` and ``report``.
     """
 
-    def __init__(self, context: Any, system: Any, integrator: Any, topology: Any) -> None:
+    def __init__(
+        self, context: Any, system: Any, integrator: Any, topology: Any, reporters: list[Any]
+    ) -> None:
         self.context, self.system, self.integrator = context, system, integrator
         self.currentStep = 0
-        self.reporters: list[Any] = []
+        self.reporters = reporters
         self._topology = topology
 
     @property

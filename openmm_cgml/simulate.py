@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import numpy as np
 import openmm  # isort: skip
 
 from .dataset import CGDataset
-from .engine import Engine, lfmiddle_integrator
+from .engine import Engine, find_backend, find_platform, lfmiddle_integrator
 from .errors import CGMLError, InputError
 from .extrapolation import CoordinateRanges
+from .force import BACKENDS, backend_problem
 from .parallel import Ranks
 from .replicas import replicate_topology, start_positions
 from .reporters import ReporterHost
@@ -136,8 +138,7 @@ class Langevin:
         self.share = self.ranks.share(self.copies)
         self._warn_of_temperatures()
         self._start = start
-        positions = start_positions(self.model, start, self.copies, self.seed)
-        self._first_positions = positions
+        self._given_positions = start_positions(self.model, start, self.copies, self.seed)
         if box_vectors is None and isinstance(start, CGDataset):
             box_vectors = start.constant_box()
         self.box_vectors = None if box_vectors is None else np.asarray(box_vectors).tolist()
@@ -148,42 +149,78 @@ class Langevin:
             self.timestep, self.friction = integrator.getStepSize()._value, None
         if self.ranks.size > 1 and "DeviceIndex" not in (properties or {}):
             properties = _device_of_rank(platform, properties, self.ranks)
+        self._settings: dict[str, Any] = {
+            "forces": forces,
+            "box_vectors": self.box_vectors,
+            "platform": find_platform(platform),
+            "properties": properties,
+            "cuda_graphs": cuda_graphs,
+        }
+        self._minimized = minimize
+        self._ranges = CoordinateRanges.from_card(self.model.card)
+        self._starts: dict[Path, str] = {}
+        self.steps_per_second = float("nan")
+        self.reporters: list[Any] = []
+        self._backend_is_ours = backend is None
+        self._build(self._find_backend(backend), integrator, shared_forces)
+
+    # -- set-up ---------------------------------------------------------------------------------
+
+    def _find_backend(self, backend: str | None) -> str:
+        """Return the backend of all ranks: the first one tries, the others follow."""
+        found = ""
+        if self.ranks.rank == 0:
+            copies, periodic = self.share.stop - self.share.start, self.box_vectors is not None
+            where = self._settings["platform"], self._settings["properties"]
+            found = find_backend(backend, self.model, copies, periodic, *where)
+        return str(self.ranks.same(found))
+
+    def _build(self, backend: str, integrator: Any, shared_forces: Sequence[Any]) -> None:
+        """Make the engine and put it at the start."""
         self.engine = Engine(
             self.model,
             self.share.stop - self.share.start,
             integrator,
-            forces=forces,
             shared_forces=shared_forces,
-            box_vectors=self.box_vectors,
-            platform=platform,
-            properties=properties,
             backend=backend,
-            cuda_graphs=cuda_graphs,
+            **self._settings,
         )
         self.integrator, self.context = integrator, self.engine.context
         self.system, self.forces = self.engine.system, self.engine.replicas
         # One generator for decisions that all ranks must share, one for this rank's own.
         self._common = np.random.default_rng([self.seed, 1])
         self._own = np.random.default_rng([self.seed, 2, self.ranks.rank])
-        self.engine.positions = positions[self.share]
+        self._first_positions = self._given_positions
+        self.engine.positions = self._given_positions[self.share]
         self.engine.warm_up()
-        self._minimized = minimize
-        if minimize:
+        if self._minimized:
             self._minimize()
         if len(self.temperatures) > 1 or self.engine.has_temperatures:
             self.engine.set_temperatures(self._copy_temperatures())
         self.engine.velocities = self._first_velocities()
-        self._ranges = CoordinateRanges.from_card(self.model.card)
         self._extrapolated = np.zeros(self.engine.copies, dtype=bool)
         self._dropped = np.zeros(self.engine.copies, dtype=bool)
         self._resets = np.zeros(self.engine.copies, dtype=np.int64)
         self._flagged = np.zeros(self.engine.copies, dtype=bool)  # since the last frame
-        self._host = ReporterHost(self.context, self.system, integrator, self._app_topology)
-        self.reporters = self._host.reporters
-        self._starts: dict[Path, str] = {}
-        self.steps_per_second = float("nan")
+        self._host = ReporterHost(
+            self.context, self.system, integrator, self._app_topology, self.reporters
+        )
 
-    # -- set-up ---------------------------------------------------------------------------------
+    def _take_backend_of(self, before: dict[str, Any]) -> None:
+        """Go on with the backend with which a run was begun, if the choice was left to us.
+
+        Another machine, or an emptied cache, may have chosen differently.
+        """
+        backend = before.get("backend")
+        untouched = self.context.getStepCount() == 0
+        if not (self._backend_is_ours and untouched and backend in BACKENDS):
+            return
+        if backend == self.engine.backend or backend_problem(backend):
+            return
+        logger.info("going on with backend %r, with which the run was begun", backend)
+        first = 1 + len(self.engine.replicas)
+        shared = self.system.getForces()[first : first + self.engine.shared_forces]
+        self._build(backend, deepcopy(self.integrator), [deepcopy(force) for force in shared])
 
     def _make_integrator(self, seed: int) -> Any:
         assert self.friction is not None
@@ -327,6 +364,8 @@ class Langevin:
         stride, total = self._lengths(ns, steps, interval)
         output = Path(output)
         found = read_checkpoint(output, self.ranks.rank)
+        if found is not None:
+            self._take_backend_of(found[0])
         self.ranks.wait()  # nobody writes before everybody has looked
         if found is None:
             self._starts.pop(output.absolute(), None)

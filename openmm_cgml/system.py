@@ -1,5 +1,6 @@
 """`Model`: a loaded model file that makes OpenMM Forces and Systems."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from . import force as backends
 from .errors import InputError, UntrustedModelError
 from .files import atomic_path, require_file
 from .model_file import ModelFile, load_program, read_model_file
+from .native import force as native
 from .pmf.core import PMF
 from .topology import CGTopology
+from .torchforce import load_torch_plugins
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Model:
         force_group: int = 0,
         periodic: bool = False,
         backend: str | None = None,
+        scale_parameter: str | None = None,
     ) -> Any:
         """Return an OpenMM Force for ``system.addForce``.
 
@@ -61,17 +65,22 @@ class Model:
             copies: number of copies of the molecule; they do not feel each other.
             force_group: 0 to 31.
             periodic: take minimum images in the System's periodic box.
-            backend: a name in ``BACKENDS``; None: TorchForce where it works, else PythonForce.
+            backend: ``"torchforce"``, ``"native"`` (compiled for this machine, on first use),
+                ``"python"``, or ``"fastest"`` (found by a trial); None: the first that works.
+            scale_parameter: name of a Context parameter, 1 by default, that multiplies energy
+                and forces: ``context.setParameter(name, 0.5)``.
 
         Returns:
-            openmmtorch.TorchForce or openmm.PythonForce. Evaluating it in a System whose
+            openmmtorch.TorchForce, the native openmm.Force, or openmm.PythonForce. A System whose
             particles do not fit raises an OpenMMException that says so.
 
         Raises:
             InputError: if particles, copies or group make no sense.
             BackendError: if the backend asked for does not work here.
         """
-        return backends.create_force(self.file, particles, copies, force_group, periodic, backend)
+        return backends.create_force(
+            self.file, particles, copies, force_group, periodic, backend, scale_parameter
+        )
 
     def create_system(
         self,
@@ -182,7 +191,9 @@ def load_system(path: str | Path, *, trust: bool = False) -> Any:
     if not trust:
         for element in root.iter():
             _require_harmless(element, path)
-    backends.load_torch_plugins()
+    load_torch_plugins()
+    if any(element.get("type") == "CGMLForce" for element in root.iter()):
+        native.load()
     try:
         # Written anew, so that OpenMM reads what was looked at, whatever the file's encoding.
         system = openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
@@ -200,9 +211,12 @@ def _require_harmless(element: ElementTree.Element, path: Path) -> None:
             f"{path} holds a PythonForce, which runs code when it is read; "
             "create the System from the model file instead"
         )
-    if kind == "TorchForce":
+    if kind in ("TorchForce", "CGMLForce"):
         try:
-            archive = bytes.fromhex(element.get("encodedFileContents", ""))
+            if kind == "TorchForce":
+                archive = bytes.fromhex(element.get("encodedFileContents", ""))
+            else:
+                archive = base64.b64decode(element.get("archive", ""), validate=True)
         except ValueError:
             archive = b""
         load_program(archive, str(path))

@@ -1,6 +1,7 @@
 """Shared data: the package's own all-atom run, mapped, and a small model of it."""
 
 import json
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 import openmm_cgml as cgml
 
+# The engine's own choice would compile every model of every test; tests of that choice undo this.
+os.environ.setdefault("OPENMM_CGML_BACKEND", "torchforce")
 torch.set_num_threads(1)  # several pytest workers share few cores
 
 TEMPERATURE = 300.0

@@ -48,7 +48,9 @@ def test_record_and_text(report) -> None:
 
 
 def speed(platform: str, copies: int, throughput: float) -> Speed:
-    return Speed(platform, copies, copies / throughput, 0.0, 0.5 * copies / throughput, 0.1)
+    return Speed(
+        platform, copies, "native", copies / throughput, 0.0, 0.5 * copies / throughput, 0.1
+    )
 
 
 def test_best_is_the_fewest_copies_near_the_highest_throughput() -> None:

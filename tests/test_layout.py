@@ -27,7 +27,7 @@ LEVELS = [
     "pmf/ flow/",
     "losses extrapolation train",
     "model_file",
-    "native/ force system plugin",
+    "native/ torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd",
     "analysis benchmark export backmap entropy plot report",
     "doctor quickstart cli __main__",
@@ -37,7 +37,7 @@ FAMILIES = {
     "mapping": "core residue lipid custom force_map",
     "pmf": "core prior layers cgnet schnet painn external",
     "flow": "core internal coupling matching fiber",
-    "native": "",
+    "native": "cache library package force",
 }
 # The package's __init__ is below everything: it may name any module, and none may import it.
 BOTTOM = len(LEVELS)

@@ -1,0 +1,213 @@
+"""Building the OpenMM force in force.cpp, loading it, and calling it by ctypes."""
+
+import base64
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import torch  # before openmm: the library needs both
+
+import numpy as np
+
+import openmm  # isort: skip
+
+from ..errors import BackendError
+from . import cache
+
+SOURCE = Path(__file__).with_name("force.cpp")
+
+#: A library that a packager built and put beside the source; used where it loads.
+SHIPPED = Path(__file__).with_name("libcgml.so")
+
+_Resolver = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
+)
+
+
+def compiler() -> list[str] | None:
+    """Return the C++ compiler, as words of a command; None if there is none."""
+    words = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    for candidate in (words, ["c++"], ["clang++"]):
+        if shutil.which(candidate[0]):
+            return candidate
+    return None
+
+
+def compile_library(output: str | Path) -> None:
+    """Compile force.cpp against the installed torch and OpenMM; needs no Python headers.
+
+    Raises:
+        BackendError: if there is no compiler, or it fails.
+    """
+    command = [*_command(), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]
+        raise BackendError(f"{command[0]} cannot compile the native force: {errors[0][:300]}")
+
+
+@functools.cache
+def load() -> Any:
+    """Return the library (ctypes), built first if need be, its force known to OpenMM.
+
+    Raises:
+        BackendError: if it cannot be built or loaded.
+    """
+    if SHIPPED.exists():
+        try:
+            return _load(SHIPPED)
+        except OSError:  # built for another torch or OpenMM
+            pass
+    if compiler() is None:
+        raise BackendError("there is no C++ compiler; install g++, or set CXX")
+    settings = {
+        "torch": torch.__version__,
+        "openmm": openmm.version.full_version,
+        "command": _command(),
+        "compiler": _version_of_compiler(),
+        "source": SOURCE.read_text(),
+    }
+    line = "building the native force for this torch and OpenMM (once, about 10 s)"
+    path = cache.build("libraries", settings, compile_library, line)
+    try:
+        return _load(path)
+    except OSError as error:
+        raise BackendError(f"the native force does not load: {error}") from error
+
+
+def register(resolver: Callable[[bytes, list[str]], list[str]]) -> None:
+    """Tell the library who finds the package of a model when a Context is made.
+
+    Args:
+        resolver: gets the model file's bytes and the lines of the question (model, copies,
+            periodic, platform, devices); returns path (empty: run the TorchScript), device,
+            copies a call (0: any) and threads. An error's text becomes OpenMM's.
+    """
+
+    def call(archive: int, size: int, question: bytes, answer: int, room: int) -> int:
+        try:
+            lines = resolver(ctypes.string_at(archive, size), question.decode().split("\n"))
+            status = 0
+        except Exception as error:
+            lines, status = [str(error).replace("\n", " ")], 1
+        text = "\n".join(lines).encode()[: room - 1]
+        ctypes.memmove(answer, text + b"\0", len(text) + 1)
+        return status
+
+    library = load()
+    library.resolver = _Resolver(call)  # kept: ctypes does not
+    _check(library, library.cgml_register(library.resolver))
+
+
+def make_force(
+    archive: bytes,
+    *,
+    model: str,
+    copies: int,
+    beads: int,
+    particles: Any = None,
+    periodic: bool = False,
+    guarded: bool = False,
+    parameter: str = "",
+) -> Any:
+    """Return the Force (an openmm.Force) of a model file; `register` comes first."""
+    indices = [] if particles is None else [int(p) for p in particles]
+    attributes = {
+        "type": "CGMLForce", "version": 1, "forceGroup": 0, "name": "CGMLForce",
+        "model": model, "copies": copies, "beads": beads,
+        "periodic": int(periodic), "guarded": int(guarded),
+        "parameter": parameter, "defaultValue": 1,
+        "archive": base64.b64encode(archive).decode(),
+    }  # fmt: skip
+    words = " ".join(f"{name}={quoteattr(str(value))}" for name, value in attributes.items())
+    rows = "".join(f'<Particle index="{index}"/>' for index in indices)
+    return openmm.XmlSerializer.deserialize(
+        f"<Force {words}><Particles>{rows}</Particles><Scales/></Force>"
+    )
+
+
+def read_copies(force: Any, context: Any, copies: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each copy's energy (copies,), kJ/mol, and count of sick evaluations (copies,)."""
+    energies, sick = np.empty(copies), np.empty(copies, dtype=np.int64)
+    pointers = (ctypes.c_void_p(energies.ctypes.data), ctypes.c_void_p(sick.ctypes.data))
+    _check(load(), load().cgml_read(*_address(force, context), *pointers))
+    return energies, sick
+
+
+def set_scales(force: Any, context: Any, scales: np.ndarray) -> None:
+    """Multiply each copy's energy and forces in a Context by its factor (copies,)."""
+    scales = np.ascontiguousarray(scales, dtype=np.float64)
+    pointer = ctypes.c_void_p(scales.ctypes.data)
+    _check(load(), load().cgml_set_scales(*_address(force, context), pointer))
+
+
+def status(force: Any, context: Any) -> tuple[bool, int]:
+    """Return whether a Context runs compiled code, and its evaluations so far."""
+    compiled, evaluations = ctypes.c_int64(), ctypes.c_int64()
+    _check(
+        load(),
+        load().cgml_status(
+            *_address(force, context), ctypes.byref(compiled), ctypes.byref(evaluations)
+        ),
+    )
+    return bool(compiled.value), evaluations.value
+
+
+def _address(force: Any, context: Any) -> tuple[Any, Any]:
+    return ctypes.c_void_p(int(force.this)), ctypes.c_void_p(int(context.this))
+
+
+def _check(library: Any, status: int) -> None:
+    if status != 0:
+        raise openmm.OpenMMException(library.cgml_error().decode())
+
+
+def _load(path: Path) -> Any:
+    library = ctypes.CDLL(str(path))
+    library.cgml_error.restype = ctypes.c_char_p
+    return library
+
+
+def _command() -> list[str]:
+    torch_root = Path(torch.__file__).parent
+    openmm_lib = Path(openmm.version.openmm_library_path)
+    # torch's headers need C++20 since 2.12 or so; older ones compile with it as well.
+    flags = ["-shared", "-fPIC", "-O2", "-std=c++20", "-fopenmp", "-w"]
+    if torch._C._GLIBCXX_USE_CXX11_ABI is False:
+        flags.append("-D_GLIBCXX_USE_CXX11_ABI=0")
+    return [
+        *(compiler() or ["g++"]),
+        *flags,
+        f"-I{_openmm_include()}",
+        f"-I{torch_root / 'include'}",
+        str(SOURCE),
+        f"-L{torch_root / 'lib'}",
+        "-ltorch_cpu",
+        "-lc10",
+        f"-L{openmm_lib}",
+        "-lOpenMM",
+    ]
+
+
+def _openmm_include() -> Path:
+    """Return OpenMM's headers: in the wheel beside the libraries, in conda in the environment."""
+    for place in (
+        Path(openmm.version.openmm_library_path).parent / "include",
+        Path(sys.prefix) / "include",
+    ):
+        if (place / "openmm" / "Force.h").exists():
+            return place
+    raise BackendError("OpenMM's headers are not installed with it; reinstall openmm")
+
+
+def _version_of_compiler() -> str:
+    words = compiler() or ["g++"]
+    return subprocess.run([*words, "--version"], capture_output=True, text=True).stdout

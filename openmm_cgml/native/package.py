@@ -1,0 +1,239 @@
+"""Compiling a model's energy and forces ahead of time, for this machine.
+
+A package is machine code. It is made here from a portable model file and kept in this machine's
+cache; none is ever loaded from a file that somebody sent.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..model_file import ModelFile
+from ..version import __version__
+from . import cache as storage
+
+logger = logging.getLogger(__name__)
+
+#: Copies of one call of a dynamic package: their activations stay in the processor's cache.
+MOST_COPIES = 256
+
+# Sources of what is compiled: the model file holds weights and names of classes.
+_SOURCES = ("geometry.py", "pmf", "native/package.py")
+
+
+@dataclass(frozen=True)
+class Package:
+    """Compiled code of one model.
+
+    Attributes:
+        path: the shared library.
+        device: torch device that it runs on.
+        copies: copies of one call; 0: any number.
+        threads: threads that may run it at once, or that it uses itself if it is of one copy.
+    """
+
+    path: Path
+    device: str
+    copies: int
+    threads: int
+
+
+class _EnergyAndForces(nn.Module):
+    """A PMF as it is compiled: flat positions in, energies and flat forces out."""
+
+    def __init__(self, pmf: Any, beads: int) -> None:
+        super().__init__()
+        self.pmf, self.beads = pmf, beads
+
+    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Any:
+        """Return energies (copies,) and forces (copies * beads, 3)."""
+        beads = positions.view(-1, self.beads, 3)
+        energies, forces = self.pmf.energies_and_forces(beads, box_vectors)
+        return energies, forces.view(-1, 3)
+
+
+def find_package(archive: bytes, copies: int, periodic: bool, device: str) -> Package | None:
+    """Return the package for a model file's bytes if this machine has compiled it."""
+    settings = _settings(archive, copies, periodic, device)
+    path = storage.find("packages", settings)
+    return None if path is None else _package(path, settings, device)
+
+
+def compile_package(
+    model: ModelFile, copies: int, periodic: bool = False, device: str = "cpu"
+) -> Package:
+    """Return the package for a model, compiled now if this machine has not done so before.
+
+    There are two kinds: for one copy, and for any larger number.
+
+    Raises:
+        InputError: if the model cannot be compiled; the message says why.
+    """
+    settings = _settings(model.archive, copies, periodic, device)
+
+    def make(path: Path) -> None:
+        try:
+            _compile(model, settings, path)
+        except InputError:
+            raise
+        except Exception as error:
+            logger.debug("compiling %s", model.name, exc_info=True)
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"model {model.name} cannot be compiled: {reason[:300]}") from error
+
+    what = "one copy" if copies == 1 else "any number of copies"
+    line = f"compiling {model.name} for {what} on this {device} (once, about 15 s)"
+    return _package(storage.build("packages", settings, make, line), settings, device)
+
+
+def _package(path: Path, settings: dict[str, Any], device: str) -> Package:
+    copies = 1 if settings["shape"] == "one copy" else MOST_COPIES
+    return Package(path, device, copies, torch.get_num_threads())
+
+
+def _settings(archive: bytes, copies: int, periodic: bool, device: str) -> dict[str, Any]:
+    """Return all that a package depends on."""
+    one = copies == 1
+    settings = {
+        "model": hashlib.sha256(archive).hexdigest(),
+        "openmm_cgml": __version__,
+        "sources": _hash_of_sources(),
+        "torch": torch.__version__,
+        "processor": storage.processor(),
+        "device": device,
+        "shape": "one copy" if one else "any number of copies",
+        # Baked in. Many copies are shared out between threads from outside.
+        "threads": torch.get_num_threads() if one else 1,
+        "periodic": periodic,
+    }
+    if device != "cpu":
+        settings["gpu"] = torch.cuda.get_device_name(device)
+    return settings
+
+
+@cache
+def _hash_of_sources() -> str:
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        place = root / name
+        for file in sorted(place.glob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _compile(model: ModelFile, settings: dict[str, Any], path: Path) -> None:
+    pmf = model.rebuild().requires_grad_(False).to(settings["device"])
+    beads = len(model.topology)
+    one = settings["shape"] == "one copy"
+    program = _EnergyAndForces(pmf, beads).eval()
+    # Far apart: no two copies or beads alike, nothing zero, whatever the network tests for.
+    positions = 0.5 * torch.randn(
+        (1 if one else 7) * beads, 3, generator=torch.Generator().manual_seed(0)
+    )
+    inputs = [positions.to(settings["device"])]
+    shapes: list[Any] = [None if one else {0: beads * torch.export.Dim("copies", min=2)}]
+    if settings["periodic"]:
+        inputs.append(10 * torch.eye(3, device=settings["device"]))
+        shapes.append(None)
+    with _quiet(), tempfile.TemporaryDirectory(dir=path.parent) as scratch, _scratch(scratch):
+        exported = export(program, tuple(inputs), tuple(shapes))
+        if one:
+            table = torch.export.default_decompositions()
+            table[torch.ops.aten.mm.default] = _product
+            table[torch.ops.aten.addmm.default] = _biased_product
+            exported = exported.run_decompositions(table)
+        archive = torch._inductor.aoti_compile_and_package(
+            exported,
+            package_path=str(Path(scratch) / "package.pt2"),
+            inductor_configs={
+                "cpp.threads": settings["threads"],
+                # Instruction sets are read from the processor; trying each takes seconds.
+                "cpp.vec_isa_ok": True,
+                # Else a pool of processes stays behind.
+                "compile_threads": 1,
+            },
+        )
+        with zipfile.ZipFile(archive) as members:
+            names = [name for name in members.namelist() if name.endswith(".so")]
+            path.write_bytes(members.read(names[0]))
+
+
+def export(program: nn.Module, inputs: tuple, shapes: tuple) -> Any:
+    """Return the exported program; one that needs autograd is traced first, its gradient with it.
+
+    Args:
+        program: the module.
+        inputs: example inputs.
+        shapes: the dynamic dimensions of each, as torch.export takes them.
+    """
+    try:
+        return torch.export.export(program, inputs, dynamic_shapes=shapes)
+    except Exception as error:
+        logger.debug("plain export failed: %s", error)
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode = "real" if all(shape is None for shape in shapes) else "symbolic"
+    graph = make_fx(program, tracing_mode=mode, _allow_non_fake_inputs=True)(*inputs)
+    return torch.export.export(graph, inputs, dynamic_shapes=shapes)
+
+
+# A product with one row: a library call costs more than the arithmetic, so it is compiled too.
+
+
+def _product(left: Tensor, right: Tensor) -> Any:
+    if left.shape[0] != 1:
+        return NotImplemented
+    if right.stride(-1) == 1:
+        return (left.t() * right).sum(0, keepdim=True)
+    return (left * right.t()).sum(1).unsqueeze(0)
+
+
+def _biased_product(
+    bias: Tensor, left: Tensor, right: Tensor, beta: Any = 1, alpha: Any = 1
+) -> Any:
+    if left.shape[0] != 1 or beta != 1 or alpha != 1:
+        return NotImplemented
+    return bias + _product(left, right)
+
+
+@contextmanager
+def _scratch(folder: str) -> Iterator[None]:
+    """Keep the compiler's own cache, which it never empties, in a folder that is removed."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide torch's remarks about compilers for devices that are not asked for."""
+    noisy = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
+    levels = [one.level for one in noisy]
+    for one in noisy:
+        one.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for one, level in zip(noisy, levels, strict=True):
+            one.setLevel(level)
