@@ -211,7 +211,7 @@ class Langevin:
 
         Another machine, or an emptied cache, may have chosen differently.
         """
-        backend = before.get("backend")
+        backend = str(before.get("backend"))
         untouched = self.context.getStepCount() == 0
         if not (self._backend_is_ours and untouched and backend in BACKENDS):
             return
