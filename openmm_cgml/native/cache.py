@@ -49,10 +49,8 @@ def find(kind: str, settings: dict[str, Any]) -> Path | None:
     """Return the compiled code of these settings if it is there and whole."""
     for root in (folder(), *_own_folders()):
         place = root / kind / _key(settings)
-        if (place / _CARD).exists():
-            if _is_whole(place):
-                return place / _CODE
-            logger.warning("%s is damaged; it is built again", place)
+        if _is_whole(place):
+            return place / _CODE
     return None
 
 
@@ -70,13 +68,12 @@ def build(
         announcement: one line for the user, printed before the build.
 
     Raises:
+        OSError: if the disk is full.
         Exception: whatever `make` raises; nothing is left behind then.
     """
     if (known := find(kind, settings)) is not None:
         return known
-    root = _writable_folder()
-    (root / kind).mkdir(parents=True, exist_ok=True)
-    place = root / kind / _key(settings)
+    place = _writable_folder(kind) / _key(settings)
     with _lock(place.with_suffix(".lock")):
         if (known := find(kind, settings)) is not None:
             return known
@@ -88,7 +85,8 @@ def build(
             make(made / _CODE)
             card = {"sha256": sha256(made / _CODE), "settings": settings}
             (made / _CARD).write_text(json.dumps(card, indent=1))
-            if place.exists():  # damaged
+            if place.exists():
+                logger.warning("%s was damaged; it was built again", place)
                 place.rename(Path(name) / "damaged")
             made.rename(place)
     return place / _CODE
@@ -99,9 +97,7 @@ def remember(kind: str, question: dict[str, Any], answer: str) -> None:
     key = _key(question)
     _answers[kind, key] = answer
     with suppress(OSError):
-        place = _writable_folder() / kind
-        place.mkdir(parents=True, exist_ok=True)
-        with atomic_path(place / key) as partial:
+        with atomic_path(_writable_folder(kind) / key) as partial:
             partial.write_text(answer)
 
 
@@ -152,13 +148,13 @@ def _own_folders() -> list[Path]:
     return [Path(one.name) for one in _temporary]
 
 
-def _writable_folder() -> Path:
-    """Return the cache folder, or one of this process alone where it cannot be written."""
+def _writable_folder(kind: str) -> Path:
+    """Return the folder of a kind of code, this process's own where the cache is read-only."""
     root = folder()
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            return root
+        (root / kind).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root / kind):
+            return root / kind
     except OSError as error:
         if not _temporary:
             _temporary.append(tempfile.TemporaryDirectory(prefix="openmm_cgml_"))
@@ -169,7 +165,9 @@ def _writable_folder() -> Path:
                 error.strerror or error,
                 FOLDER_VARIABLE,
             )
-        return _own_folders()[0]
+        own = _own_folders()[0] / kind
+        own.mkdir(exist_ok=True)
+        return own
 
 
 @contextmanager

@@ -14,8 +14,9 @@
 #include <openmm/serialization/SerializationNode.h>
 #include <openmm/serialization/SerializationProxy.h>
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 #include <torch/csrc/jit/serialization/import.h>
 
@@ -24,9 +25,9 @@
 #include <cstring>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <sstream>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 using OpenMM::Context;
@@ -61,33 +62,42 @@ struct Program {
 
 using Runner = torch::inductor::AOTIModelContainerRunner;
 
-// A runner's machine code is loaded once, however many Contexts use it.
-std::shared_ptr<Runner> shared_runner(const std::string& path, const std::string& device,
-                                      int threads) {
-    static std::mutex mutex;
-    static std::map<std::string, std::weak_ptr<Runner>> runners;
-    std::lock_guard<std::mutex> lock(mutex);
-    std::weak_ptr<Runner>& known = runners[path + "\n" + device + "\n" + std::to_string(threads)];
-    std::shared_ptr<Runner> runner = known.lock();
-    if (!runner) {
+torch::jit::Module load_script(const std::string& archive, const std::string& device) {
+    std::istringstream stream(archive);
+    torch::jit::Module module = torch::jit::load(stream, at::Device(device));
+    module.eval();
+    for (at::Tensor parameter : module.parameters())
+        parameter.set_requires_grad(false);
+    return module;
+}
+
+struct Package : Program {
+    // The runner uses these weights where they are, so they are here as long as it is.
+    std::unordered_map<std::string, at::Tensor> weights;
+    std::unique_ptr<Runner> runner;
+    Package(const std::string& path, const std::string& archive, const std::string& where,
+            int64_t count, int threads_) {
+        copies = count;
+        threads = threads_;
+        device = where;
         std::string kind = device.substr(0, device.find(':'));
         auto& registry = torch::inductor::getAOTIModelRunnerRegistry();
         auto make = registry.find(kind);
         if (make == registry.end())
             throw OpenMMException("this torch cannot run packages on " + kind);
         runner = make->second(path, threads, device, "", false);
-        known = runner;
-    }
-    return runner;
-}
-
-struct Package : Program {
-    std::shared_ptr<Runner> runner;
-    Package(const std::string& path, const std::string& where, int64_t count, int threads_) {
-        copies = count;
-        threads = threads_;
-        device = where;
-        runner = shared_runner(path, device, threads);
+        std::unordered_map<std::string, at::Tensor> stored;
+        torch::jit::Module module = load_script(archive, device);
+        for (const auto& one : module.named_parameters())
+            stored[one.name] = one.value;
+        for (const auto& one : module.named_buffers())
+            stored[one.name] = one.value;
+        for (const auto& [name, original] : runner->getConstantNamesToOriginalFQNs()) {
+            auto found = stored.find(original);
+            if (found != stored.end())  // others were made in tracing and are in the package
+                weights[name] = found->second.contiguous().clone();
+        }
+        runner->update_constant_buffer(weights, false, false, true);
     }
     void run(const at::Tensor& positions, const at::Tensor* box, at::Tensor& energies,
              at::Tensor& forces) override {
@@ -109,11 +119,7 @@ struct Script : Program {
     Script(const std::string& archive, const std::string& where) {
         compiled = false;
         device = where;
-        std::istringstream stream(archive);
-        module = torch::jit::load(stream, at::Device(where));
-        module.eval();
-        for (at::Tensor parameter : module.parameters())
-            parameter.set_requires_grad(false);
+        module = load_script(archive, device);
     }
     void run(const at::Tensor& positions, const at::Tensor* box, at::Tensor& energies,
              at::Tensor& forces) override {
@@ -179,7 +185,7 @@ public:
         } catch (const OpenMMException&) {
             throw;
         } catch (const std::exception& error) {
-            throw failure(error.what());
+            throw failure(reason(error.what()));
         }
         int64_t rows = int64_t(force_.copies) * force_.beads;
         input_ = at::zeros({rows, 3}, at::kFloat);
@@ -284,7 +290,8 @@ private:
         std::getline(lines, threads);
         if (path.empty())
             return std::make_unique<Script>(force_.archive, device);
-        return std::make_unique<Package>(path, device, std::stoll(count), std::stoi(threads));
+        return std::make_unique<Package>(path, force_.archive, device, std::stoll(count),
+                                         std::stoi(threads));
     }
 
     void evaluate(ContextImpl& context, const std::vector<Vec3>& positions) {
@@ -316,13 +323,19 @@ private:
             run();
         } catch (const std::exception& error) {
             evaluations_ = 0;  // half of the results may be new
-            throw failure(first_line(error.what()));
+            throw failure(reason(error.what()));
         }
         std::copy(input, input + seen_.size(), seen_.begin());
         evaluations_++;
     }
 
-    static std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+    // The line that counts: TorchScript ends with it, after its traceback; others begin with it.
+    static std::string reason(std::string text) {
+        text.erase(text.find_last_not_of(" \n") + 1);
+        if (text.rfind("The following operation failed in the TorchScript", 0) == 0)
+            return text.substr(text.rfind('\n') + 1);
+        return text.substr(0, text.find('\n'));
+    }
 
     void run() {
         const at::Tensor* box = force_.periodic ? &box_ : nullptr;

@@ -3,6 +3,7 @@
 import base64
 import ctypes
 import functools
+import json
 import os
 import shlex
 import shutil
@@ -20,12 +21,15 @@ import numpy as np
 import openmm  # isort: skip
 
 from ..errors import BackendError
+from ..files import sha256
 from . import cache
 
 SOURCE = Path(__file__).with_name("force.cpp")
 
-#: A library that a packager built and put beside the source; used where it loads.
+#: A library that was built with the package (see setup.py), and the card of what it fits.
 SHIPPED = Path(__file__).with_name("libcgml.so")
+
+NO_COMPILER = "there is no C++ compiler; install g++, or set CXX"
 
 _Resolver = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
@@ -34,10 +38,10 @@ _Resolver = ctypes.CFUNCTYPE(
 
 def compiler() -> list[str] | None:
     """Return the C++ compiler, as words of a command; None if there is none."""
-    words = shlex.split(os.environ.get("CXX", "")) or ["g++"]
-    for candidate in (words, ["c++"], ["clang++"]):
-        if shutil.which(candidate[0]):
-            return candidate
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    for words in (chosen, ["g++"], ["c++"], ["clang++"]):
+        if words and shutil.which(words[0]):
+            return words
     return None
 
 
@@ -47,40 +51,52 @@ def compile_library(output: str | Path) -> None:
     Raises:
         BackendError: if there is no compiler, or it fails.
     """
-    command = [*_command(), "-o", str(output)]
+    words = compiler()
+    if words is None:
+        raise BackendError(NO_COMPILER)
+    command = [*words, *_arguments(), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]
-        raise BackendError(f"{command[0]} cannot compile the native force: {errors[0][:300]}")
+        raise BackendError(f"{words[0]} cannot compile the native force: {errors[0][:300]}")
+
+
+def ship(folder: str | Path) -> None:
+    """Compile the library, and write its card, into the folder that `SHIPPED` is in.
+
+    Raises:
+        BackendError: as `compile_library`.
+    """
+    output = Path(folder) / SHIPPED.name
+    compile_library(output)
+    output.with_suffix(".json").write_text(json.dumps(_fits()))
 
 
 @functools.cache
 def load() -> Any:
-    """Return the library (ctypes), built first if need be, its force known to OpenMM.
+    """Return the library (ctypes), built first if need be.
 
     Raises:
         BackendError: if it cannot be built or loaded.
     """
-    if SHIPPED.exists():
+    if _is_fitting(SHIPPED):
+        path = SHIPPED
+    else:
+        # Not the compiler: where there is none, a library from elsewhere serves.
+        settings = {**_fits(), "arguments": _arguments()}
+        if compiler() is None and cache.find("libraries", settings) is None:
+            raise BackendError(NO_COMPILER)
+        line = "building the native force for this torch and OpenMM (once, about 15 s)"
         try:
-            return _load(SHIPPED)
-        except OSError:  # built for another torch or OpenMM
-            pass
-    if compiler() is None:
-        raise BackendError("there is no C++ compiler; install g++, or set CXX")
-    settings = {
-        "torch": torch.__version__,
-        "openmm": openmm.version.full_version,
-        "command": _command(),
-        "compiler": _version_of_compiler(),
-        "source": SOURCE.read_text(),
-    }
-    line = "building the native force for this torch and OpenMM (once, about 10 s)"
-    path = cache.build("libraries", settings, compile_library, line)
+            path = cache.build("libraries", settings, compile_library, line)
+        except OSError as error:
+            raise BackendError(f"the native force cannot be kept: {error}") from error
     try:
-        return _load(path)
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         raise BackendError(f"the native force does not load: {error}") from error
+    library.cgml_error.restype = ctypes.c_char_p
+    return library
 
 
 def register(resolver: Callable[[bytes, list[str]], list[str]]) -> None:
@@ -170,13 +186,24 @@ def _check(library: Any, status: int) -> None:
         raise openmm.OpenMMException(library.cgml_error().decode())
 
 
-def _load(path: Path) -> Any:
-    library = ctypes.CDLL(str(path))
-    library.cgml_error.restype = ctypes.c_char_p
-    return library
+def _fits() -> dict[str, str]:
+    """Return what a library must have been built from, or it could end the process."""
+    return {
+        "torch": f"{torch.__version__}, C++11 ABI {torch._C._GLIBCXX_USE_CXX11_ABI}",
+        "openmm": openmm.version.full_version,
+        "source": sha256(SOURCE),
+    }
 
 
-def _command() -> list[str]:
+def _is_fitting(library: Path) -> bool:
+    try:
+        return bool(json.loads(library.with_suffix(".json").read_text()) == _fits())
+    except (OSError, ValueError):
+        return False
+
+
+def _arguments() -> list[str]:
+    """Return the compiler's arguments, but for the output."""
     torch_root = Path(torch.__file__).parent
     openmm_lib = Path(openmm.version.openmm_library_path)
     # torch's headers need C++20 since 2.12 or so; older ones compile with it as well.
@@ -184,7 +211,6 @@ def _command() -> list[str]:
     if torch._C._GLIBCXX_USE_CXX11_ABI is False:
         flags.append("-D_GLIBCXX_USE_CXX11_ABI=0")
     return [
-        *(compiler() or ["g++"]),
         *flags,
         f"-I{_openmm_include()}",
         f"-I{torch_root / 'include'}",
@@ -206,8 +232,3 @@ def _openmm_include() -> Path:
         if (place / "openmm" / "Force.h").exists():
             return place
     raise BackendError("OpenMM's headers are not installed with it; reinstall openmm")
-
-
-def _version_of_compiler() -> str:
-    words = compiler() or ["g++"]
-    return subprocess.run([*words, "--version"], capture_output=True, text=True).stdout

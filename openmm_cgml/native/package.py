@@ -1,7 +1,9 @@
 """Compiling a model's energy and forces ahead of time, for this machine.
 
 A package is machine code. It is made here from a portable model file and kept in this machine's
-cache; none is ever loaded from a file that somebody sent.
+cache; none is ever loaded from a file that somebody sent. It holds operations, not weights: those
+come from the model file when it is loaded, so models that differ in nothing else share a package,
+and one can be compiled before its model is trained.
 """
 
 import hashlib
@@ -23,6 +25,7 @@ from ..errors import InputError
 from ..model_file import ModelFile
 from ..version import __version__
 from . import cache as storage
+from .library import NO_COMPILER, compiler
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +69,12 @@ class _EnergyAndForces(nn.Module):
 
 def find_package(archive: bytes, copies: int, periodic: bool, device: str) -> Package | None:
     """Return the package for a model file's bytes if this machine has compiled it."""
-    settings = _settings(archive, copies, periodic, device)
-    path = storage.find("packages", settings)
-    return None if path is None else _package(path, settings, device)
+    question = _question(archive, copies, periodic, device)
+    graph = storage.recall("graphs", question)
+    if graph is None:
+        return None
+    path = storage.find("packages", _settings(question, graph))
+    return None if path is None else _package(path, question)
 
 
 def compile_package(
@@ -81,32 +87,44 @@ def compile_package(
     Raises:
         InputError: if the model cannot be compiled; the message says why.
     """
-    settings = _settings(model.archive, copies, periodic, device)
-
-    def make(path: Path) -> None:
-        try:
-            _compile(model, settings, path)
-        except InputError:
-            raise
-        except Exception as error:
-            logger.debug("compiling %s", model.name, exc_info=True)
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"model {model.name} cannot be compiled: {reason[:300]}") from error
-
+    question = _question(model.archive, copies, periodic, device)
     what = "one copy" if copies == 1 else "any number of copies"
     line = f"compiling {model.name} for {what} on this {device} (once, about 15 s)"
-    return _package(storage.build("packages", settings, make, line), settings, device)
+    exported = None
+    try:
+        graph = storage.recall("graphs", question)
+        if graph is None:
+            exported = _export_model(model, question)
+            graph = _hash_of(exported, model)
+            storage.remember("graphs", question, graph)
+        settings = _settings(question, graph)
+        if compiler() is None and storage.find("packages", settings) is None:
+            raise InputError(NO_COMPILER)
+
+        def make(path: Path) -> None:
+            _compile(exported or _export_model(model, question), settings, path)
+
+        return _package(storage.build("packages", settings, make, line), question)
+    except Exception as error:
+        logger.debug("compiling %s", model.name, exc_info=True)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"model {model.name} cannot be compiled: {reason[:300]}") from error
 
 
-def _package(path: Path, settings: dict[str, Any], device: str) -> Package:
-    copies = 1 if settings["shape"] == "one copy" else MOST_COPIES
-    return Package(path, device, copies, torch.get_num_threads())
+def _package(path: Path, question: dict[str, Any]) -> Package:
+    copies = 1 if question["shape"] == "one copy" else MOST_COPIES
+    return Package(path, question["device"], copies, torch.get_num_threads())
 
 
-def _settings(archive: bytes, copies: int, periodic: bool, device: str) -> dict[str, Any]:
-    """Return all that a package depends on."""
+def _settings(question: dict[str, Any], graph: str) -> dict[str, Any]:
+    """Return all that a package depends on: what it computes, and for which machine."""
+    return {**{name: value for name, value in question.items() if name != "model"}, "graph": graph}
+
+
+def _question(archive: bytes, copies: int, periodic: bool, device: str) -> dict[str, Any]:
+    """Return all that decides which package a model needs."""
     one = copies == 1
-    settings = {
+    settings: dict[str, Any] = {
         "model": hashlib.sha256(archive).hexdigest(),
         "openmm_cgml": __version__,
         "sources": _hash_of_sources(),
@@ -134,34 +152,61 @@ def _hash_of_sources() -> str:
     return digest.hexdigest()
 
 
-def _compile(model: ModelFile, settings: dict[str, Any], path: Path) -> None:
-    pmf = model.rebuild().requires_grad_(False).to(settings["device"])
+def _export_model(model: ModelFile, question: dict[str, Any]) -> Any:
+    """Return the exported program of a model's energies and forces."""
+    device, one = question["device"], question["shape"] == "one copy"
+    pmf = model.rebuild().requires_grad_(False).to(device)
     beads = len(model.topology)
-    one = settings["shape"] == "one copy"
     program = _EnergyAndForces(pmf, beads).eval()
     # Far apart: no two copies or beads alike, nothing zero, whatever the network tests for.
     positions = 0.5 * torch.randn(
         (1 if one else 7) * beads, 3, generator=torch.Generator().manual_seed(0)
     )
-    inputs = [positions.to(settings["device"])]
+    inputs = [positions.to(device)]
     shapes: list[Any] = [None if one else {0: beads * torch.export.Dim("copies", min=2)}]
-    if settings["periodic"]:
-        inputs.append(10 * torch.eye(3, device=settings["device"]))
+    if question["periodic"]:
+        inputs.append(10 * torch.eye(3, device=device))
         shapes.append(None)
+    exported = export(program, tuple(inputs), tuple(shapes))
+    table = torch.export.default_decompositions()
+    table[torch.ops.aten.mm.default] = _product
+    table[torch.ops.aten.addmm.default] = _biased_product
+    exported = exported.run_decompositions(table)
+    _keep_sums_apart(exported.graph_module)
+    return exported
+
+
+def _hash_of(exported: Any, model: ModelFile) -> str:
+    """Return a hash of what an exported program computes, the values of weights left out."""
+    digest = hashlib.sha256(exported.graph_module.code.encode())
+    pmf = model.rebuild()
+    weights = {
+        f"pmf.{name}"
+        for named in (pmf.named_parameters, pmf.named_buffers)
+        for name, _ in named(remove_duplicate=False)
+    }
+    constants = {**exported.state_dict, **exported.constants}
+    for entry in exported.graph_signature.input_specs:
+        digest.update(f"{entry.kind} {entry.arg} {entry.target}".encode())
+        if isinstance(value := constants.get(entry.target), Tensor):
+            digest.update(f"{value.shape} {value.stride()} {value.dtype}".encode())
+            if entry.target not in weights:  # made while tracing: part of the program
+                digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _compile(exported: Any, settings: dict[str, Any], path: Path) -> None:
     with _quiet(), tempfile.TemporaryDirectory(dir=path.parent) as scratch, _scratch(scratch):
-        exported = export(program, tuple(inputs), tuple(shapes))
-        if one:
-            table = torch.export.default_decompositions()
-            table[torch.ops.aten.mm.default] = _product
-            table[torch.ops.aten.addmm.default] = _biased_product
-            exported = exported.run_decompositions(table)
         archive = torch._inductor.aoti_compile_and_package(
             exported,
             package_path=str(Path(scratch) / "package.pt2"),
             inductor_configs={
+                "cpp.cxx": (None, (compiler() or ["g++"])[0]),
                 "cpp.threads": settings["threads"],
                 # Instruction sets are read from the processor; trying each takes seconds.
                 "cpp.vec_isa_ok": True,
+                # Else small ones are compiled in, and other weights could not take their place.
+                "always_keep_tensor_constants": True,
                 # Else a pool of processes stays behind.
                 "compile_threads": 1,
             },
@@ -186,14 +231,25 @@ def export(program: nn.Module, inputs: tuple, shapes: tuple) -> Any:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = "real" if all(shape is None for shape in shapes) else "symbolic"
-    graph = make_fx(program, tracing_mode=mode, _allow_non_fake_inputs=True)(*inputs)
-    return torch.export.export(graph, inputs, dynamic_shapes=shapes)
-
-
-# A product with one row: a library call costs more than the arithmetic, so it is compiled too.
+    traced = make_fx(program, tracing_mode=mode, _allow_non_fake_inputs=True)(*inputs)
+    # Weights get their names back, by which they are found when the package is loaded.
+    names = {
+        id(tensor): name
+        for name, tensor in (*program.named_parameters(), *program.named_buffers())
+    }
+    for node in traced.graph.find_nodes(op="get_attr"):
+        value = getattr(traced, node.target)
+        if id(value) in names:
+            node.target = names[id(value)]
+        else:
+            setattr(program, node.target, value)
+    return torch.export.export(
+        torch.fx.GraphModule(program, traced.graph), inputs, dynamic_shapes=shapes
+    )
 
 
 def _product(left: Tensor, right: Tensor) -> Any:
+    # With one row a library call costs more than the arithmetic, so it is compiled too.
     if left.shape[0] != 1:
         return NotImplemented
     if right.stride(-1) == 1:
@@ -204,9 +260,28 @@ def _product(left: Tensor, right: Tensor) -> Any:
 def _biased_product(
     bias: Tensor, left: Tensor, right: Tensor, beta: Any = 1, alpha: Any = 1
 ) -> Any:
-    if left.shape[0] != 1 or beta != 1 or alpha != 1:
+    if beta != 1 or alpha != 1:
         return NotImplemented
-    return bias + _product(left, right)
+    product = _product(left, right) if left.shape[0] == 1 else torch.mm(left, right)
+    return bias + product
+
+
+def _keep_sums_apart(module: Any) -> None:
+    """Let sums with matrix products be fused with what follows, not made in the library call.
+
+    There they cost a pass over memory: up to 8 % of a step. The compiler would put a + product
+    into the call, but leaves a - (-product) alone.
+    """
+    aten, graph = torch.ops.aten, module.graph
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        products = [x for x in node.args if getattr(x, "target", None) is aten.mm.default]
+        if len(node.args) == 2 and products and not node.kwargs:
+            other = node.args[0] if node.args[1] is products[0] else node.args[1]
+            with graph.inserting_before(node):
+                negative = graph.call_function(aten.neg.default, (products[0],))
+                negative.meta["val"] = products[0].meta["val"]
+            node.target, node.args = aten.sub.Tensor, (other, negative)
+    module.recompile()
 
 
 @contextmanager
