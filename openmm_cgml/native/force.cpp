@@ -17,6 +17,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner.h>
 #include <torch/csrc/jit/serialization/import.h>
 
@@ -41,6 +42,9 @@ namespace {
 
 // One step moves a bead of 12 Da by 3 nm under such a force: no molecule survives it.
 constexpr float FORCE_LIMIT = 1e7f;
+
+// Fewer copies than this are not worth a thread of their own.
+constexpr int64_t LEAST_COPIES = 16;
 
 // TorchScript optimises its graph in its first calls; what they return is not used again.
 constexpr int64_t SCRIPT_WARM_UP = 3;
@@ -104,6 +108,7 @@ struct Package : Program {
         std::vector<at::Tensor> inputs{positions};
         if (box)
             inputs.push_back(*box);
+        c10::DeviceGuard here{at::Device(device)};
         if (device != "cpu")
             for (at::Tensor& input : inputs)
                 input = input.to(device);
@@ -339,14 +344,15 @@ private:
 
     void run() {
         const at::Tensor* box = force_.periodic ? &box_ : nullptr;
-        int64_t whole = program_->copies;
-        if (whole == 0 || whole >= force_.copies) {
-            at::NoGradGuard no_grad;
-            run_part(0, force_.copies, box);
-            return;
+        int64_t parts = 1;
+        if (program_->copies > 1) {  // in parts that stay in the processor's cache
+            parts = (force_.copies + program_->copies - 1) / program_->copies;
+            if (program_->device == "cpu") {  // and that threads share evenly
+                int64_t least = std::max<int64_t>(1, force_.copies / LEAST_COPIES);
+                int64_t threads = std::min<int64_t>(program_->threads, least);
+                parts = (parts + threads - 1) / threads * threads;
+            }
         }
-        // In parts that stay in the processor's cache, and that threads share.
-        int64_t parts = (force_.copies + whole - 1) / whole;
         at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
             at::NoGradGuard no_grad;
             for (int64_t part = first; part < last; part++)
