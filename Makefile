@@ -2,14 +2,15 @@
 # only make, g++ and a Python 3.10-3.13 with its headers and venv. PYTHON=... chooses which one.
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all lint format benchmarks constraints clean distclean
+.PHONY: help env demo test test-all matrix lint format benchmarks constraints clean distclean
 
 BIN := .venv/bin
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
 # Two workers of one thread each: networks of a few beads are too small for more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+REPORT := build/tests.xml
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --junitxml=$(REPORT)
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -27,11 +28,16 @@ env: ## Make .venv with the package, its dependencies and the developers' tools
 demo: env ## The whole road on small data, into demo/; the last line is a JSON summary
 	@$(BIN)/cgml quickstart --output demo
 
-test: lint ## Lint, types and the fast tests
+test: lint ## Lint, types, the fast tests, and the backends with the newest torch and OpenMM
 	@$(PYTEST)
+	@$(BIN)/python tools/matrix.py --quick --home $(REPORT)
 
-test-all: lint ## Lint, types and every test, slow and GPU ones too
+test-all: lint ## Lint, types, every test, slow and GPU ones too, and `make matrix`
 	@$(PYTEST) -m ""
+	@$(BIN)/python tools/matrix.py --write --home $(REPORT)
+
+matrix: env ## The backends with every pair of torch and OpenMM; writes docs/backends.md's table
+	@$(BIN)/python tools/matrix.py --write
 
 lint: env ## Style and types
 	@$(BIN)/ruff check .
@@ -56,4 +62,4 @@ clean: ## Remove build products and caches
 	@find . -name '.?*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environments too
-	@rm -rf .venv .uv
+	@rm -rf .venv .uv .matrix

@@ -1,4 +1,6 @@
+import os
 import re
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -10,6 +12,31 @@ def read_version():
     # Not imported: the package's dependencies are not there yet when this runs.
     source = (ROOT / "openmm_cgml" / "version.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE).group(1)
+
+
+def native_arguments():
+    """Arguments of setup() for a package with the compiled library of the native force in it.
+
+    Without it the library is compiled on first use, which needs a C++ compiler on every machine.
+    It fits only the torch and OpenMM that are installed here, so they must be importable:
+    ``CGML_BUILD_NATIVE=1 pip install --no-build-isolation .``. Another torch or OpenMM ignores it.
+    """
+    from setuptools import Distribution
+    from setuptools.command.build_py import build_py
+
+    class BuildNative(build_py):
+        def run(self):
+            super().run()
+            sys.path.insert(0, str(ROOT))
+            from openmm_cgml.native import library
+
+            library.ship(Path(self.build_lib) / "openmm_cgml" / "native")
+
+    class WithLibrary(Distribution):
+        def has_ext_modules(self):  # so that the wheel is named for this kind of machine
+            return True
+
+    return {"cmdclass": {"build_py": BuildNative}, "distclass": WithLibrary}
 
 
 REQUIRES = [
@@ -26,6 +53,7 @@ REQUIRES = [
     "matplotlib",
     "rich",
     "typer",
+    "setuptools",  # for torch's compiler; torch 2.9 requires it only from Python 3.12 on
 ]
 
 # openmmtorch 1.5 pins nothing, but its binary fits only torch 2.9, and OpenMM below 8.6. Without
@@ -66,4 +94,5 @@ setup(
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["cgml = openmm_cgml.cli:main"]},
     zip_safe=False,
+    **(native_arguments() if os.environ.get("CGML_BUILD_NATIVE") == "1" else {}),
 )

@@ -1,11 +1,12 @@
 """How fast a model runs here: replica-steps a second by platform and number of copies."""
 
 import logging
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 from .errors import BackendError, InputError
 from .units import strip
 
+logger = logging.getLogger(__name__)
+
 #: Numbers of copies that are tried, until more of them make no copy faster.
 COPIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
@@ -22,6 +25,9 @@ COPIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _NEAR = 0.95
 
 _ROUNDS = 5
+
+# TorchScript optimises its graph in its first calls.
+_FIRST_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Speed:
         backend: what evaluated the PMF.
         step_seconds: of one step of all copies, median.
         spread_seconds: half the distance between the quartiles of it.
-        force_seconds: of one evaluation of the PMF, read from OpenMM.
+        force_seconds: of one evaluation of the PMF at new positions, read from OpenMM.
         setup_seconds: from the model file to the first step.
     """
 
@@ -72,7 +78,7 @@ class BenchmarkReport:
     Attributes:
         model: name of the model file.
         beads: of one copy.
-        backend: the OpenMM Force that evaluated the PMF.
+        backend: what evaluated the PMF where it was fastest.
         threads: torch's.
         speeds: by platform, then by copies.
         frame_seconds: what writing a frame of all copies adds to a run, at `best`; None if there
@@ -162,7 +168,8 @@ def benchmark(
         model: a `Model` or a model file's path.
         start: a `CGDataset`, or the positions (beads, 3), nm, of one copy.
         copies: numbers of copies to try.
-        seconds: for everything, about; each platform gets at least one measurement.
+        seconds: for everything, about; each platform gets at least one measurement. Compiling,
+            at a model's first use on this machine, comes on top.
         platform: an openmm.Platform or its name; None: all that work.
         backend: as in `Model.create_force`.
 
@@ -179,10 +186,13 @@ def benchmark(
     counts = sorted({int(n) for n in copies})
     if not counts or counts[0] < 1:
         raise InputError(f"copies are {list(copies)}; give numbers of at least 1")
-    end = time.monotonic() + strip(seconds, "second", what="seconds", positive=True)
+    seconds = strip(seconds, "second", what="seconds", positive=True)
     loaded = model if isinstance(model, Model) else load_model(model)
+    platforms = _platforms(platform)
+    _compile(loaded, start, counts, platforms, backend)
+    end = time.monotonic() + seconds
     # The last quarter of the time is for frames and exchanges.
-    speeds, notes = _all_speeds(loaded, start, counts, platform, backend, end, share=0.75)
+    speeds, notes = _all_speeds(loaded, start, counts, platforms, backend, end, share=0.75)
     if not speeds:
         raise BackendError("; ".join(notes))
     report = BenchmarkReport(
@@ -192,32 +202,111 @@ def benchmark(
         torch.get_num_threads(),
         tuple(speeds),
     )
-    frame, exchange = _event_seconds(loaded, start, report.best, backend, end - time.monotonic())
+    frame, exchange = _event_seconds(loaded, start, report.best, end - time.monotonic())
     if frame is None:
         notes.append("frames and exchanges were not measured: out of time; give more seconds")
     return replace(report, frame_seconds=frame, exchange_seconds=exchange, notes=tuple(notes))
+
+
+def backend_speeds(
+    model: Any,
+    start: Any,
+    copies: int,
+    *,
+    platform: Any = None,
+    seconds: float = 2.0,
+) -> dict[str, float]:
+    """Measure Langevin steps of one number of copies with each backend that works here.
+
+    Args:
+        model: a `Model` or a model file's path.
+        start: as in `benchmark`.
+        copies: number of copies.
+        platform: an openmm.Platform or its name; None: the engine's choice.
+        seconds: for the steps of all backends, about; making the Contexts comes on top.
+
+    Returns:
+        Replica-steps per second by backend, in the order of the table.
+
+    Raises:
+        InputError: if start and model do not fit, or a setting makes no sense.
+    """
+    import torch  # noqa: F401  (before openmm)
+
+    from openmm import OpenMMException
+
+    from .force import BACKENDS, backend_problem
+    from .simulate import Langevin
+
+    engines = {}
+    for name in BACKENDS:
+        if backend_problem(name) is not None:
+            continue
+        try:
+            one = Langevin(model, start, copies, platform=platform, backend=name)
+            one.engine.step(_FIRST_STEPS)
+        except (BackendError, OpenMMException) as error:
+            logger.warning("backend %r does not run: %s", name, str(error).strip())
+            continue
+        engines[name] = one.engine
+    if not engines:
+        return {}
+    block = seconds / len(engines) / _ROUNDS
+    counts = {name: max(1, int(block / _step_seconds(e, 2))) for name, e in engines.items()}
+    found: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(_ROUNDS):  # in turn, so that a disturbance hits all
+        for name, engine in engines.items():
+            found[name].append(_step_seconds(engine, counts[name]))
+    return {name: copies / statistics.median(times) for name, times in found.items()}
+
+
+def _step_seconds(engine: Any, count: int) -> float:
+    began = time.perf_counter()
+    engine.step(count)
+    engine.context.getState(getVelocities=True)  # waits for a GPU
+    return (time.perf_counter() - began) / count
+
+
+def _platforms(platform: Any) -> list[Any]:
+    """Return one platform or, for None, all."""
+    import openmm
+
+    from .engine import find_platform
+
+    if platform is not None:
+        return [find_platform(platform)]
+    return [openmm.Platform.getPlatform(k) for k in range(openmm.Platform.getNumPlatforms())]
+
+
+def _compile(
+    model: Any, start: Any, counts: Sequence[int], platforms: Sequence[Any], backend: str | None
+) -> None:
+    """Compile now what the first steps would, which is once and no part of the speed."""
+    from .dataset import CGDataset
+    from .force import BACKEND_VARIABLE, FASTEST, backend_problem
+    from .native.force import device_for
+    from .native.package import compile_package
+
+    named = backend or os.environ.get(BACKEND_VARIABLE) or FASTEST
+    if named not in (FASTEST, "native") or backend_problem("native") is not None:
+        return
+    periodic = isinstance(start, CGDataset) and start.constant_box() is not None
+    for device in {device_for(platform.getName()) for platform in platforms}:
+        for copies in {counts[0], counts[-1]}:
+            with suppress(InputError):  # the force says so and does without
+                compile_package(model.file, copies, periodic, device)
 
 
 def _all_speeds(
     model: Any,
     start: Any,
     counts: Sequence[int],
-    platform: Any,
+    platforms: Sequence[Any],
     backend: str | None,
     end: float,
     share: float,
 ) -> tuple[list[Speed], list[str]]:
-    """Return the speeds of one or all platforms, and what went wrong."""
-    import openmm
-
-    from .engine import find_platform
-
-    if platform is not None:
-        platforms = [find_platform(platform)]
-    else:
-        platforms = [
-            openmm.Platform.getPlatform(k) for k in range(openmm.Platform.getNumPlatforms())
-        ]
+    """Return the speeds of all platforms, and what went wrong."""
     speeds: list[Speed] = []
     notes: list[str] = []
     now = time.monotonic()
@@ -278,8 +367,12 @@ def _measure(
         engine.step(count)
         context.getState(getVelocities=True)  # waits for a GPU
 
+    x = engine.positions.reshape(-1, 3)
+    places = (x, x + 0.001)  # in turn: the native force does nothing twice at the same positions
+
     def force(count: int) -> None:
-        for _ in range(count):
+        for k in range(count):
+            context.setPositions(places[k % 2])
             context.getState(getForces=True, groups=pmf)
 
     setup = time.perf_counter() - began
@@ -304,7 +397,7 @@ def _measure(
 
 
 def _event_seconds(
-    model: Any, start: Any, best: Speed, backend: str | None, seconds: float
+    model: Any, start: Any, best: Speed, seconds: float
 ) -> tuple[float | None, float | None]:
     """Return what a frame and an exchange cost: runs with many of them against runs without."""
     from .remd import ReplicaExchange
@@ -315,7 +408,7 @@ def _event_seconds(
     if steps < 10:
         return None, None
     steps = min(steps, 200)
-    settings: dict[str, Any] = {"platform": best.platform, "backend": backend}
+    settings: dict[str, Any] = {"platform": best.platform, "backend": best.backend}
     simulation = Langevin(model, start, best.copies, **settings)
     few = _run_seconds(simulation, steps, steps)
     frame = (_run_seconds(simulation, steps, 1) - few) / (steps - 1)

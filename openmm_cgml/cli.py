@@ -158,7 +158,46 @@ _Properties = Annotated[
     list[str] | None,
     typer.Option("--property", help="Platform property, e.g. DeviceIndex=1; repeatable."),
 ]
-_Backend = Annotated[str | None, typer.Option(help="torchforce or python.")]
+_Backend = Annotated[
+    str | None, typer.Option(help="torchforce, native, python or fastest (if not given).")
+]
+
+
+@app.command("compile")
+def compile_command(
+    model: _Model,
+    copies: Annotated[
+        int, typer.Option(min=1, help="One, or several: one package does for any number.")
+    ] = 100,
+    periodic: Annotated[bool, typer.Option("--periodic", help="For a periodic box.")] = False,
+    platform: _Platform = None,
+    threads: _Threads = 1,
+) -> None:
+    """Compile a model for this machine now, not in the first run; exit code 1 if it cannot be."""
+    from .engine import find_platform
+    from .native.force import device_for, load
+    from .native.package import compile_package
+    from .system import load_model
+
+    _use_threads(threads)
+    loaded = load_model(model)
+    device = device_for(find_platform(platform).getName())
+    try:
+        load()
+        package = compile_package(loaded.file, copies, periodic, device)
+    except CGMLError as error:
+        _say(f"error: {' '.join(str(error).split())}; other backends run it (`cgml doctor`)")
+        raise typer.Exit(1) from None
+    what = (
+        "any number of copies"
+        if copies > 1
+        else f"one copy and {threads} thread{'s' * (threads > 1)}"
+    )
+    _say(
+        f"package of {loaded.file.name} for {what}{', periodic' * periodic}, {package.device}, "
+        "this processor and this torch; backend native takes it from the cache"
+    )
+    typer.echo(package.path)
 
 
 @app.command()
@@ -348,15 +387,24 @@ def benchmark(
     threads: _Threads = 1,
 ) -> None:
     """Say how many copies are best for a model on this machine, and where the time goes."""
+    from .benchmark import backend_speeds
     from .benchmark import benchmark as measure
     from .dataset import read_dataset
 
     _use_threads(threads)
-    report = measure(
-        model, read_dataset(start), seconds=seconds, platform=platform, backend=backend
-    )
+    dataset = read_dataset(start)
+    report = measure(model, dataset, seconds=0.9 * seconds, platform=platform, backend=backend)
     _say(report.text())
-    typer.echo(json.dumps(report.record()))
+    record = report.record()
+    if backend in (None, "fastest"):
+        best = report.best
+        record["backends"] = backend_speeds(
+            model, dataset, best.copies, platform=best.platform, seconds=0.1 * seconds
+        )
+        _say(f"replica-steps/s of {best.copies} copies on {best.platform} by backend:")
+        for name, speed in record["backends"].items():
+            _say(f"{name:<10} {speed:>24,.0f}")
+    typer.echo(json.dumps(record))
 
 
 @app.command()
@@ -442,7 +490,7 @@ def quickstart(
     quick: Annotated[
         bool, typer.Option("--quick", help="A small version, in seconds; not converged.")
     ] = False,
-    backend: Annotated[str | None, typer.Option(help="torchforce or python.")] = None,
+    backend: _Backend = None,
     seed: int = 0,
     threads: _Threads = 1,
 ) -> None:

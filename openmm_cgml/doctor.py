@@ -1,6 +1,7 @@
 """Does it work here? Versions, known-bad pairs, plugins, energies and forces on every platform."""
 
 import importlib.metadata
+import os
 import platform as machine
 import sys
 import tempfile
@@ -25,6 +26,8 @@ _PACKAGES = (
     "h5py",
     "lightning",
 )
+
+_SILENT = "does not run"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def diagnose() -> Diagnosis:
     """Look at versions and evaluate a small model on every platform with every backend.
 
     Returns:
-        A `Diagnosis`; energies and forces of each combination are compared with torch's own.
+        A `Diagnosis`; energies and forces of each combination are compared with torch's own. The
+        native force and its small model are compiled if this machine has not done so before.
     """
     versions = {"python": machine.python_version()}
     for package in _PACKAGES:
@@ -81,7 +85,10 @@ def diagnose() -> Diagnosis:
     except ImportError as error:
         checks.append(Check("imports", "failure", f"{error}; install it"))
         return diagnosis
+    platforms = _platforms(openmm)
     checks.append(_torchforce(openmm_first))
+    checks.append(_native())
+    checks.append(_cache())
     checks.append(_version_pair(versions))
     checks.append(
         Check("GPU", "ok", f"{torch.cuda.get_device_name(0)}")
@@ -89,10 +96,15 @@ def diagnose() -> Diagnosis:
         else Check("GPU", "ok", "none visible to torch; everything runs on the CPU")
     )
     checks.extend(_evaluations(openmm))
-    works = [c for c in checks if c.name.startswith(("torchforce", "python")) and c.status == "ok"]
-    if not works:
-        checks.append(Check("backends", "failure", "no backend works; see the lines above"))
+    checks.append(_platform_list(platforms, _platforms(openmm)))
+    checks.append(_backends(checks))
     return diagnosis
+
+
+def _platforms(openmm: Any) -> list[str]:
+    return [
+        openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())
+    ]
 
 
 def _torchforce(openmm_first: bool) -> Check:
@@ -104,13 +116,74 @@ def _torchforce(openmm_first: bool) -> Check:
         return Check(
             "TorchForce",
             "warning",
-            f"{problem}; the slower PythonForce is used. "
+            f"{problem}; {_instead('native', 'python')}. "
             "pip install 'openmm_cgml[torchforce]' installs versions that fit",
         )
     detail = "loads" + (" (openmm was imported before torch: repaired)" if openmm_first else "")
     if still_failing:
         detail += f"; not on every platform: {still_failing[0].splitlines()[0]}"
     return Check("TorchForce", "ok", detail)
+
+
+def _native() -> Check:
+    from .native import force, library
+
+    if (problem := force.problem()) is not None:
+        return Check("native force", "warning", f"{problem}; {_instead('torchforce', 'python')}")
+    if (compiler := library.compiler()) is None:
+        detail = "loads, but no C++ compiler is here, so models not yet in the cache run slower"
+        return Check("native force", "warning", f"{detail}; install g++, or set CXX")
+    return Check("native force", "ok", f"loads; compiler: {' '.join(compiler)}")
+
+
+def _instead(*names: str) -> str:
+    """Say which of these backends stands in for one that does not work."""
+    from .force import backend_problem
+
+    working = [name for name in names if backend_problem(name) is None]
+    if not working:
+        return "nor does another backend work"
+    return f"backend {working[0]!r} is used instead{', slower' * (working[0] == 'python')}"
+
+
+def _cache() -> Check:
+    """Look at the folder of compiled code."""
+    from .native import cache
+
+    folder = cache.folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        detail = (
+            f"{folder} cannot be written ({error.strerror or error}), so code is compiled again "
+            f"in every process; set {cache.FOLDER_VARIABLE} to a folder that can"
+        )
+        return Check("cache", "warning", detail)
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return Check("cache", "ok", f"{folder}: {sum(sizes) / 1e6:.1f} MB, can be written")
+
+
+def _platform_list(before: list[str], after: list[str]) -> Check:
+    """Loading a plugin twice registers its platform twice, and OpenMM then takes either."""
+    if before != after or len(set(after)) < len(after):
+        detail = f"were {', '.join(before)}, and after loading the backends {', '.join(after)}"
+        return Check("platforms", "warning", detail)
+    return Check("platforms", "ok", f"{', '.join(after)}; the backends leave the list as it is")
+
+
+def _backends(checks: list[Check]) -> Check:
+    """Say which backends run at all, and which of them a simulation takes."""
+    from .force import BACKEND_VARIABLE, BACKENDS
+
+    found = [c for c in checks if c.status != "failure" and not c.detail.startswith(_SILENT)]
+    working = [b for b in BACKENDS if any(c.name.startswith(f"{b} on ") for c in found)]
+    if not working:
+        return Check("backends", "failure", "no backend works; see the lines above")
+    chosen = os.environ.get(BACKEND_VARIABLE)
+    taken = f"{chosen} ({BACKEND_VARIABLE})" if chosen else "the fastest"
+    return Check("backends", "ok", f"{', '.join(working)}; simulations take {taken}")
 
 
 def _version_pair(versions: dict[str, str]) -> Check:
@@ -166,26 +239,35 @@ def _evaluations(openmm: Any) -> list[Check]:
             except Exception as error:
                 # A platform without a device is no failure: others do the work.
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                checks.append(Check(name, "warning", f"does not run: {reason}"))
+                checks.append(Check(name, "warning", f"{_SILENT}: {reason}"))
                 continue
             energy_error = abs(found[0] - energies.sum()) / abs(energies.sum())
             force_error = np.linalg.norm(found[1] - forces) / np.linalg.norm(forces)
-            good = energy_error < 1e-5 and force_error < 1e-5
             detail = f"relative error of energy {energy_error:.1e}, of forces {force_error:.1e}"
-            checks.append(Check(name, "ok" if good else "failure", detail))
+            if not (energy_error < 1e-5 and force_error < 1e-5):
+                checks.append(Check(name, "failure", detail))
+            elif found[2]:
+                checks.append(Check(name, "ok", detail))
+            else:
+                detail += "; the network cannot be compiled here and runs as TorchScript, slower"
+                checks.append(Check(name, "warning", detail))
     return checks
 
 
 def _evaluate(
     openmm: Any, model: Any, positions: np.ndarray, platform: Any, backend: str
-) -> tuple[float, np.ndarray]:
+) -> tuple[float, np.ndarray, bool]:
+    """Return energy, forces, and whether what should be compiled is."""
+    from .native import force as native
+
     system = model.create_system(len(positions), backend=backend)
     integrator = openmm.VerletIntegrator(0.001)
     context = openmm.Context(system, integrator, platform)
     context.setPositions(positions.reshape(-1, 3))
     state = context.getState(getEnergy=True, getForces=True)
     forces = state.getForces(asNumpy=True)._value.reshape(positions.shape)
-    return float(state.getPotentialEnergy()._value), forces
+    compiled = backend != "native" or native.status(system.getForce(0), context)[0]
+    return float(state.getPotentialEnergy()._value), forces, compiled
 
 
 def _small_dataset() -> CGDataset:

@@ -111,7 +111,7 @@ class Engine:
         # Reference's random numbers are global to the process: nothing may be made after the
         # Context that is to run.
         self._single = self._one_copy() if forces else None
-        self._settings = self._describe_forces(others)
+        self.described = self._describe_forces(others)
         try:
             self.context = openmm.Context(
                 self.system, integrator, self._platform, properties or {}
@@ -366,7 +366,7 @@ class Engine:
             "backend": self.backend,
             "program": self._force.program(self.context),
             "torch_threads": torch.get_num_threads(),
-            **self._settings,
+            **self.described,
             "versions": {
                 "openmm_cgml": __version__,
                 "openmm": openmm.version.short_version,

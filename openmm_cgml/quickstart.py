@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def quickstart(
     Args:
         output: folder; made if missing. Files of an earlier quickstart in it are replaced.
         effort: `FULL` (minutes) or `QUICK` (seconds, not converged).
-        backend: as in `Model.create_force`.
+        backend: as in `Model.create_force`; None: the fastest.
         seed: of weights, batches, starts and noise.
         progress: show progress bars; None: if the output is a terminal.
 
@@ -80,8 +81,9 @@ def quickstart(
     Raises:
         InputError: if the folder cannot be made.
     """
+    from .benchmark import backend_speeds
     from .dataset import map_trajectory
-    from .force import choose_backend
+    from .force import BACKEND_VARIABLE, FASTEST, choose_backend
     from .model_file import save_model
     from .pmf import PMFS
     from .pmf.core import SumPMF
@@ -91,7 +93,8 @@ def quickstart(
     from .train import fit
     from .trajectory import read_trajectory
 
-    backend = choose_backend(backend)  # before minutes are spent
+    named = backend or os.environ.get(BACKEND_VARIABLE) or FASTEST
+    choose_backend(None if named == FASTEST else named)  # raises before minutes are spent
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,9 +134,10 @@ def quickstart(
         train_seconds = time.perf_counter() - clock
         save_model(folder / "model.pt", result)
         model = load_model(folder / "model.pt")
+        start = dataset.positions[dataset.probabilities.argmax()]
         simulation = ReplicaExchange(
             model,
-            dataset.positions[dataset.probabilities.argmax()],
+            start,
             ladder(setup["temperature_K"], effort.highest, effort.rungs),
             effort.ladders,
             exchange_interval=0.1,
@@ -159,7 +163,10 @@ def quickstart(
             state=tuple(setup["state"]),
             discard_ps=effort.discard_ps,
         )
+    # After the run: Reference's random numbers are global to the process.
+    backends = backend_speeds(model, start, simulation.copies, seconds=1.0)
     summary = _summary(comparison, dataset, result.metrics, train_seconds, run.info)
+    summary["backends"] = {name: round(speed) for name, speed in backends.items()}
     summary["seconds"] = round(time.perf_counter() - started, 1)
     write_report(
         folder / "report.html",
@@ -173,6 +180,7 @@ def quickstart(
         labels=tuple(setup["labels"]),
         training=model.card["training"],
         run=run.info,
+        backends=backends,
         notes=[_note(effort, setup["temperature_K"], run.info["statistics"])],
     )
     with atomic_path(folder / "summary.json") as partial:

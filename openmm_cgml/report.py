@@ -37,6 +37,7 @@ def write_report(
     training: dict[str, Any],
     run: dict[str, Any],
     notes: list[str],
+    backends: dict[str, float] | None = None,
 ) -> None:
     """Write the page.
 
@@ -49,6 +50,7 @@ def write_report(
         training: the card's training record; empty: no training section.
         run: the run's settings (`Run.info`).
         notes: caveats, shown above everything else.
+        backends: replica-steps/s of each backend at the run's number of copies.
     """
     name = "coarse-grained model"
     difference, error = comparison.delta_f
@@ -116,6 +118,9 @@ def write_report(
         "<h2>Run</h2>",
         _table({**settings, **{f"{k} version": v for k, v in versions.items()}}),
     ]
+    if backends:
+        rows = {name: f"{speed:,.0f}" for name, speed in backends.items()}
+        sections += [f"<h2>Replica-steps/s of {run['copies']} copies</h2>", _table(rows)]
     if training:
         kept = {k: v for k, v in training.items() if not isinstance(v, (dict, list))}
         sections += ["<h2>Training settings</h2>", _table(kept)]

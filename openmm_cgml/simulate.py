@@ -220,7 +220,9 @@ class Langevin:
         logger.info("going on with backend %r, with which the run was begun", backend)
         first = 1 + len(self.engine.replicas)
         shared = self.system.getForces()[first : first + self.engine.shared_forces]
+        described = self.engine.described  # before the integrator was given temperatures
         self._build(backend, deepcopy(self.integrator), [deepcopy(force) for force in shared])
+        self.engine.described = described
 
     def _make_integrator(self, seed: int) -> Any:
         assert self.friction is not None

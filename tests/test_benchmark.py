@@ -8,7 +8,8 @@ import pytest
 
 import openmm_cgml as cgml
 from openmm_cgml import benchmark as module
-from openmm_cgml.benchmark import BenchmarkReport, Speed, benchmark
+from openmm_cgml.benchmark import BenchmarkReport, Speed, backend_speeds, benchmark
+from openmm_cgml.force import BACKENDS, backend_problem
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,10 @@ def test_best_is_the_fewest_copies_near_the_highest_throughput() -> None:
         speed("CPU", 200, 1000.0),
         speed("CPU", 500, 990.0),
     )
-    report = BenchmarkReport("m.pt", 5, "TorchForce", 1, speeds)
+    report = BenchmarkReport("m.pt", 5, "torchforce", 1, speeds)
     assert report.best is speeds[2]
     assert "gain less than 5 %" in report.text()
-    report = BenchmarkReport("m.pt", 5, "TorchForce", 1, speeds[:3], notes=("CPU: out of time",))
+    report = BenchmarkReport("m.pt", 5, "torchforce", 1, speeds[:3], notes=("CPU: out of time",))
     assert "more copies not measured" in report.text()
     assert report.text().endswith("CPU: out of time")
 
@@ -79,7 +80,33 @@ def test_one_positions_array_will_do(model, dataset) -> None:
     report = benchmark(
         model, start, copies=[2], seconds=0.5, platform="Reference", backend="python"
     )
-    assert report.backend == "PythonForce" and report.best.copies == 2
+    assert report.backend == report.best.backend == "python" and report.best.copies == 2
+
+
+def test_a_force_that_remembers_positions_is_timed_at_new_ones(model, dataset) -> None:
+    report = benchmark(
+        model, dataset, copies=[100], seconds=1, platform="Reference", backend="native"
+    )
+    assert report.backend == "native"
+    # Remembered, it takes a few microseconds of the hundreds of a step.
+    assert report.best.force_seconds > 0.4 * report.best.step_seconds
+
+
+def test_speeds_of_backends(model, dataset, monkeypatch, caplog) -> None:
+    speeds = backend_speeds(model, dataset, 3, platform="Reference", seconds=0.2)
+    assert list(speeds) == [b for b in BACKENDS if backend_problem(b) is None]
+    assert all(np.isfinite(s) and s > 0 for s in speeds.values())
+
+    def broken(_):
+        raise cgml.BackendError("no such thing here")
+
+    # One that turns out not to run is left out, and said.
+    monkeypatch.setattr("openmm_cgml.force.PythonForceBackend.create", broken)
+    speeds = backend_speeds(model, dataset, 3, platform="Reference", seconds=0.1)
+    assert "torchforce" in speeds and "python" not in speeds
+    assert "backend 'python' does not run: no such thing here" in caplog.text
+    with pytest.raises(cgml.InputError, match="platform 'Abacus'"):
+        backend_speeds(model, dataset, 3, platform="Abacus")
 
 
 def test_time_limit(model, dataset) -> None:

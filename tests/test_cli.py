@@ -16,6 +16,9 @@ import typer
 
 import openmm_cgml as cgml
 from openmm_cgml import cli
+from openmm_cgml.force import BACKENDS, backend_problem
+from openmm_cgml.native.force import device_for
+from openmm_cgml.native.package import find_package
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -209,8 +212,30 @@ def test_benchmark(cgml_command, dataset, model, tmp_path) -> None:
         *("benchmark", tmp_path / "model.pt", "--start", tmp_path / "data.h5", "--seconds", 3),
         *("--platform", "Reference"),
     )
-    assert json.loads(printed)["best"]["replica_steps_per_second"] > 0
+    record = json.loads(printed)
+    assert record["best"]["replica_steps_per_second"] > 0
     assert "replica-steps/s" in said
+    working = [b for b in BACKENDS if backend_problem(b) is None]
+    assert list(record["backends"]) == working
+    table = said.partition("by backend:\n")[2].splitlines()
+    assert [line.split()[0] for line in table] == working
+
+
+def test_compile(cgml_command, model, tmp_path, monkeypatch) -> None:
+    (tmp_path / "model.pt").write_bytes(model.file.archive)
+    printed, said = cgml_command("compile", tmp_path / "model.pt", "--copies", 7)
+    package = find_package(model.file.archive, 100, False, device_for("Reference"))
+    assert package is not None and printed == f"{package.path}\n" and package.path.exists()
+    assert "package of model.pt for any number of copies" in said
+    cgml_command("compile", tmp_path / "gone.pt", code=2)
+
+    def refuse(*_):
+        raise cgml.InputError("model model.pt cannot be compiled: an operator is unknown")
+
+    monkeypatch.setattr("openmm_cgml.native.package.compile_package", refuse)
+    printed, said = cgml_command("compile", tmp_path / "model.pt", code=1)
+    assert printed == "" and len(said.splitlines()) == 1
+    assert said.startswith("error: model model.pt cannot be compiled: an operator is unknown;")
 
 
 def terms(model) -> list[dict]:
@@ -278,7 +303,8 @@ def test_doctor(cgml_command) -> None:
     assert {"openmm", "openmmtorch", "mdtraj", "ParmEd", "numpy", "h5py"} <= set(versions)
     findings = {line[1].split(": ")[0]: line[0] for line in lines if line[0] not in versions}
     assert findings["TorchForce"] == "ok"
-    for backend in ("torchforce", "python"):
+    assert findings["native force"] == findings["cache"] == findings["platforms"] == "ok"
+    for backend in ("torchforce", "native", "python"):
         for platform in ("Reference", "CPU"):
             assert findings[f"{backend} on {platform}"] == "ok"
     assert "failure" not in findings.values()
@@ -294,6 +320,8 @@ def test_help(cgml_command, command) -> None:
         assert all(name in plain for name in COMMANDS)
     if command == "map":
         assert f"One of: {', '.join(cgml.MAPPINGS)}." in plain
+    if command in ("simulate", "remd", "benchmark", "quickstart"):
+        assert all(name in plain for name in (*BACKENDS, "fastest"))
     if command == "train":
         assert f"One of: {', '.join(cgml.PMFS)}." in plain
 

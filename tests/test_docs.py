@@ -107,7 +107,7 @@ def test_shell_runs(workplace):
         if line.startswith("cgml ")
     ]
     assert [line.split()[1] for line in lines] == [
-        *("map", "train", "benchmark", "simulate", "remd", "export", "map", "analyze")
+        *("map", "train", "compile", "benchmark", "simulate", "remd", "export", "map", "analyze")
     ]
     for line in lines:
         app(shlex.split(smaller(line))[1:], standalone_mode=False)

@@ -14,6 +14,8 @@ from openmm_cgml.extrapolation import CoordinateRanges
 from openmm_cgml.reweight import mean_and_error
 from openmm_cgml.units import GAS_CONSTANT, thermal_energy
 
+pytestmark = pytest.mark.backend
+
 KT = thermal_energy(300.0)
 
 
@@ -51,7 +53,7 @@ def integrator() -> openmm.Integrator:
     return one
 
 
-@pytest.mark.parametrize("backend", ["torchforce", "python"])
+@pytest.mark.parametrize("backend", ["torchforce", "native", "python"])
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
 def test_reading_copies_is_exact_and_leaves_no_trace(model, dataset, backend, platform) -> None:
     """Energies of single copies come through the Force; trajectories do not notice."""

@@ -14,6 +14,8 @@ import openmm_cgml as cgml
 from openmm_cgml import force as backends
 from openmm_cgml.pmf.core import energy_and_forces
 
+pytestmark = pytest.mark.backend
+
 PLATFORMS = [
     openmm.Platform.getPlatform(k).getName()
     for k in range(openmm.Platform.getNumPlatforms())

@@ -1,5 +1,6 @@
-"""Orders of import: TorchForce works in any of them, or PythonForce stands in and says so."""
+"""Orders of import: TorchForce works in any of them, or another force stands in."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -47,6 +48,13 @@ NO_OPENMMTORCH = """
     except cgml.BackendError as error:
         print("refused:", error)
 """
+NO_COMPILER = """
+    import os
+
+    os.environ["PATH"] = ""
+    os.environ.pop("CXX", None)
+    os.environ["OPENMM_CGML_CACHE"] = sys.argv[1] + ".cache"  # empty
+"""
 EVALUATE = """
     import numpy as np
 
@@ -78,8 +86,13 @@ def arguments(model, dataset, tmp_path_factory) -> list[str]:
 def run(beginning: str, arguments: list[str]) -> tuple[list[str], str]:
     """Run a script in this checkout; return its lines and what it said on stderr."""
     script = "import sys\n" + textwrap.dedent(beginning) + textwrap.dedent(EVALUATE)
+    environment = {k: v for k, v in os.environ.items() if k != "OPENMM_CGML_BACKEND"}
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), done.stderr
@@ -104,16 +117,30 @@ def test_torchforce_needs_no_repair_where_torch_came_first(model, dataset) -> No
     assert names.count("CPU") == names.count("Reference") == 1
 
 
-def test_python_force_stands_in_and_says_so_once(arguments) -> None:
+REFUSED = (
+    "refused: backend 'torchforce' does not work here: "
+    "openmmtorch is not importable (no such library)"
+)
+
+
+def test_native_force_stands_in(arguments) -> None:
     lines, said = run(NO_OPENMMTORCH, arguments)
-    reason = "TorchForce does not work here"
     # A backend that is asked for by name is refused, never replaced in silence.
-    assert lines[0] == f"refused: {reason}: openmmtorch is not importable (no such library)"
-    assert lines[1:] == ["PythonForce", "CPU Reference", "True", "True"]
-    # Three forces were made; the remedy is said with the first.
-    assert said.count("UserWarning") == 1 and said.count("does not work here") == 1
-    assert "(openmmtorch is not importable (no such library)); using the slower PythonF" in said
-    assert "`pip install 'openmm_cgml[torchforce]'` installs versions that fit" in said
+    assert lines == [REFUSED, "Force", "CPU Reference", "True", "True"]
+    # Nothing to warn of: it is the faster one. A first use says what it compiles.
+    assert all(line.startswith("openmm_cgml: ") for line in said.splitlines())
+
+
+def test_python_force_stands_in_and_says_so_once(arguments) -> None:
+    lines, said = run(NO_OPENMMTORCH + NO_COMPILER, arguments)
+    assert lines == [REFUSED, "PythonForce", "CPU Reference", "True", "True"]
+    # Three forces were made; the reasons are said with the first.
+    assert said.count("UserWarning") == 1 and said.count("works here") == 1
+    assert (
+        "neither TorchForce (openmmtorch is not importable (no such library)) nor the native "
+        "force (there is no C++ compiler; install g++, or set CXX) works here; using the slower "
+        "PythonForce. See `cgml doctor`."
+    ) in said
 
 
 def test_exports_are_all_there() -> None:

@@ -1,8 +1,13 @@
 """setup.py, the conda recipe and the constraints agree; pip's settings reach uv."""
 
+import json
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 from unittest import mock
 
@@ -203,3 +208,52 @@ def test_stamp_is_honoured_only_for_the_same_inputs(tmp_path, monkeypatch):
     assert bootstrap.is_current(exact=False) and not bootstrap.is_current(exact=True)
     monkeypatch.setitem(names, "INPUTS", [ROOT / "setup.py"])
     assert not bootstrap.is_current(exact=False)
+
+
+# ---------------------------------------------------------------- CGML_BUILD_NATIVE=1
+
+LOADS = """
+from openmm_cgml.native import force, library
+print(force.problem(), library.__file__)
+library._fits = lambda: {"torch": "another"}
+for function in (library.load, force.load, force.problem):
+    function.cache_clear()
+print(force.problem())
+"""
+
+
+@pytest.mark.slow
+def test_a_wheel_with_the_native_force_needs_no_compiler(tmp_path):
+    """But only for the torch and OpenMM that it was built with."""
+    from openmm_cgml.native import force, library
+
+    if force.problem():
+        pytest.skip(force.problem())
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("__pycache__", "libcgml.*")
+    shutil.copytree(ROOT / "openmm_cgml", source / "openmm_cgml", ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, env={**os.environ, "CGML_BUILD_NATIVE": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (wheel,) = source.glob("*.whl")
+    assert not wheel.name.endswith("-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    place = tmp_path / "installed" / "openmm_cgml" / "native"
+    assert (place / "libcgml.so").exists()
+    assert json.loads((place / "libcgml.json").read_text()) == library._fits()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "PATH": str(tmp_path)}
+    environment |= {"OPENMM_CGML_CACHE": str(tmp_path / "cache"), "CXX": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS], cwd=tmp_path, env=environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == f"None {place / 'library.py'}"
+    assert "there is no C++ compiler" in second

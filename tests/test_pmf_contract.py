@@ -15,6 +15,8 @@ from openmm_cgml.pmf.core import build, energy_and_forces
 from openmm_cgml.pmf.prior import HarmonicAngles, HarmonicBonds, Repulsion
 from openmm_cgml.units import thermal_energy
 
+pytestmark = pytest.mark.backend
+
 NAMES = ["prior", "sum", *cgml.PMFS]
 
 

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from openmm_cgml.errors import InputError
+from openmm_cgml.force import BACKENDS, backend_problem
 from openmm_cgml.quickstart import FULL, Effort, quickstart
 
 KEYS = {
     "backend", "platform", "frames", "train_seconds", "force_rmse", "force_noise_floor", "copies",
     "replica_steps_per_second", "js_phi_psi", "js_phi_psi_excess", "js_phi_psi_reference_error",
-    "delta_f_kj_mol", "versions",
+    "delta_f_kj_mol", "versions", "backends",
 }  # fmt: skip
 
 
@@ -25,12 +27,15 @@ def folder(tmp_path_factory):
 def test_summary_and_files(folder) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary.keys() >= KEYS
-    assert summary["backend"] == "TorchForce"
+    assert summary["backend"] == "torchforce"  # as conftest.py asks for
+    assert list(summary["backends"]) == [b for b in BACKENDS if backend_problem(b) is None]
+    assert all(speed > 100 for speed in summary["backends"].values())
     assert summary["frames"] == 20_000 and summary["copies"] == 128
     names = {p.name for p in folder.iterdir()}
     assert names == {"dataset.h5", "model.pt", "run.h5", "report.html", "summary.json"}
     page = (folder / "report.html").read_text()
     assert "the populations are the model&#x27;s own" in page
+    assert "<h2>Replica-steps/s of 128 copies</h2><table><tr><th>torchforce</th>" in page
     assert summary["round_trips"] > 100 and summary["effective_samples"] > 100
 
 
@@ -46,6 +51,15 @@ def test_even_a_small_run_is_near_the_reference(folder) -> None:
 
 def test_the_full_effort_uses_all_frames_and_over_a_hundred_copies() -> None:
     assert FULL.stride == 1 and FULL.ladders * FULL.rungs >= 100
+
+
+def test_a_wrong_backend_is_refused_before_minutes_are_spent(tmp_path, monkeypatch) -> None:
+    with pytest.raises(InputError, match="'pyton'.*'python'"):
+        quickstart(tmp_path / "demo", backend="pyton")
+    monkeypatch.setenv("OPENMM_CGML_BACKEND", "nativ")
+    with pytest.raises(InputError, match="'nativ'.*'native'"):
+        quickstart(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.slow

@@ -12,10 +12,12 @@ import openmm
 import pytest
 
 import openmm_cgml as cgml
-from openmm_cgml.force import torchforce_problem
+from openmm_cgml.force import backend_problem
 from openmm_cgml.run_file import FRAME_ARRAYS, segments_folder
 from openmm_cgml.simulate import SimulationError, _Loop
 from openmm_cgml.units import thermal_energy
+
+pytestmark = pytest.mark.backend
 
 COPIES, SICK = 100, 37
 INTERVAL = 0.1  # ps, 50 steps
@@ -92,13 +94,15 @@ def assert_others_identical(run, healthy, sick: list[int]) -> None:
     [
         ("Reference", None, "torchforce"),
         ("CPU", {"Threads": "1"}, "torchforce"),
+        ("Reference", None, "native"),
+        ("CPU", {"Threads": "1"}, "native"),
         ("Reference", None, "python"),
     ],
 )
 def test_99_others_do_not_notice(poisoned, platform, properties, backend, tmp_path) -> None:
     """Copy 37 drifts to where its energy is NaN; it starts again and the others go on."""
-    if backend == "torchforce" and torchforce_problem():
-        pytest.skip("no TorchForce here")
+    if reason := backend_problem(backend):
+        pytest.skip(reason)
 
     def run(name: str, **first_x: float) -> "cgml.run_file.Run":
         one = cgml.Langevin(

@@ -12,6 +12,7 @@ from openmm import app, unit
 
 import openmm_cgml as cgml
 from openmm_cgml.engine import find_platform
+from openmm_cgml.force import BACKENDS
 from openmm_cgml.replicas import replicate_topology
 from openmm_cgml.simulate import SimulationError
 from openmm_cgml.units import thermal_energy
@@ -84,7 +85,9 @@ def test_run_file_holds_what_was_asked_for(model, dataset, tmp_path) -> None:
     assert run.positions.shape == (8, 6, 5, 3)
     assert np.allclose(run.time, 0.25 * np.arange(1, 9))
     assert run.topology == dataset.topology
-    assert run.info["backend"] in ("TorchForce", "PythonForce")
+    assert run.info["backend"] == simulation.engine.backend in BACKENDS
+    compiled = run.info["backend"] == "native"
+    assert run.info["program"] == ("compiled" if compiled else "TorchScript")
     assert run.info["copies"] == 6 and run.info["temperatures_K"] == [300]
     assert run.info["replica_steps_per_second"] > 0
     again = cgml.read_run(tmp_path / "run.h5")

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -128,10 +128,12 @@ def run(*command: object, env: Mapping[str, str] | None = None) -> None:
     subprocess.run(arguments, cwd=ROOT, env=env, stdout=sys.stderr, check=True)
 
 
-def output(*command: object) -> str:
+def output(*command: object, env: Mapping[str, str] | None = None) -> str:
     """A command's standard output; on failure the error holds both streams."""
     arguments = [str(part) for part in command]
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        arguments, cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def uv_works() -> bool:
@@ -157,23 +159,34 @@ def prepare_uv() -> bool:
     return uv_works()
 
 
-def install_with_uv() -> None:
-    """Make .venv anew and fill it, by uv under pip's settings."""
+def make(env: Path, arguments: list[object], run: Callable[..., object] = run) -> None:
+    """Make an environment anew and fill it, by uv if it can be had.
+
+    Args:
+        env: its folder.
+        arguments: of ``pip install``, such that uv knows them too.
+        run: what runs the commands.
+
+    Raises:
+        subprocess.CalledProcessError: if that fails.
+    """
+    if prepare_uv():
+        install_with_uv(env, arguments, run)
+    else:
+        run(sys.executable, "-m", "venv", "--clear", env)
+        run(env / "bin" / "python", "-m", "pip", "install", *arguments)
+
+
+def install_with_uv(env: Path, arguments: list[object], run: Callable[..., object] = run) -> None:
+    """Make an environment anew and fill it, by uv under pip's settings."""
     python = UV_ENV / "bin" / "python"
     listing = output(python, "-m", "pip", "config", "list")
-    settings, arguments = uv_settings(install_settings(parse_pip_config(listing)), os.environ)
-    env = {**os.environ, **settings}
+    settings, more = uv_settings(install_settings(parse_pip_config(listing)), os.environ)
+    variables = {**os.environ, **settings}
     uv = [python, "-m", "uv"]
-    run(*uv, "venv", "--quiet", "--clear", "--python", sys.executable, ENV, env=env)
-    target = ["--python", ENV / "bin" / "python", "--constraints", CONSTRAINTS]
-    run(*uv, "pip", "install", *arguments, *target, "--editable", REQUIREMENT, env=env)
-
-
-def install_with_pip() -> None:
-    """Make .venv anew and fill it, by pip alone."""
-    run(sys.executable, "-m", "venv", "--clear", ENV)
-    pip = [ENV / "bin" / "python", "-m", "pip"]
-    run(*pip, "install", "--constraint", CONSTRAINTS, "--editable", REQUIREMENT)
+    run(*uv, "venv", "--quiet", "--clear", "--python", sys.executable, env, env=variables)
+    target = ["--python", env / "bin" / "python"]
+    run(*uv, "pip", "install", *more, *target, *arguments, env=variables)
 
 
 def expected_stamp() -> list[str]:
@@ -208,10 +221,7 @@ def main() -> int | str:
         return 0
     say("Making .venv (the first time this downloads about 3 GB, torch with its CUDA libraries)")
     try:
-        if prepare_uv():
-            install_with_uv()
-        else:
-            install_with_pip()
+        make(ENV, ["-c", CONSTRAINTS, "-e", REQUIREMENT])
     except subprocess.CalledProcessError as error:
         return f"Making .venv failed: {' '.join(error.cmd)}{build_hint()}"
     except KeyboardInterrupt:
