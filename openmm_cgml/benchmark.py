@@ -214,7 +214,8 @@ def backend_speeds(
     copies: int,
     *,
     platform: Any = None,
-    seconds: float = 2.0,
+    backends: Sequence[str] | None = None,
+    seconds: float = 1.0,
 ) -> dict[str, float]:
     """Measure Langevin steps of one number of copies with each backend that works here.
 
@@ -223,6 +224,7 @@ def backend_speeds(
         start: as in `benchmark`.
         copies: number of copies.
         platform: an openmm.Platform or its name; None: the engine's choice.
+        backends: their names; None: all. Those that do not work here are left out.
         seconds: for the steps of all backends, about; making the Contexts comes on top.
 
     Returns:
@@ -239,7 +241,7 @@ def backend_speeds(
     from .simulate import Langevin
 
     engines = {}
-    for name in BACKENDS:
+    for name in BACKENDS if backends is None else backends:
         if backend_problem(name) is not None:
             continue
         try:

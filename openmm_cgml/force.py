@@ -24,6 +24,7 @@ from .errors import BackendError, InputError
 from .model_file import ModelFile
 from .native import cache
 from .native import force as native
+from .native.library import compiler
 from .registry import Registry
 from .torchforce import import_openmmtorch, torchforce_problem
 
@@ -213,6 +214,7 @@ def fastest_backend(
         "platform": where,
         "properties": properties or {},
         "backends": names,
+        "compiler": compiler(),  # without one, the native force may run TorchScript
         "threads": torch.get_num_threads(),
         "versions": [torch.__version__, openmm.version.full_version],
         "processor": cache.processor(),

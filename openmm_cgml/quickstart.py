@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -39,6 +40,7 @@ class Effort:
         ps: length of each copy's trajectory.
         discard_ps: of it, left out of the comparison.
         stride: every how many frames of the data are used.
+        backend: where none is named; None: the first that works, without compiling anything.
     """
 
     epochs: int = 50
@@ -48,10 +50,11 @@ class Effort:
     ps: float = 120.0
     discard_ps: float = 20.0
     stride: int = 1
+    backend: str | None = "fastest"
 
 
 FULL = Effort()
-QUICK = Effort(epochs=4, ladders=16, ps=8.0, discard_ps=2.0, stride=4)
+QUICK = Effort(epochs=4, ladders=16, ps=8.0, discard_ps=2.0, stride=4, backend=None)
 
 # LFMiddle samples the same distribution from 1 to 6 fs, within errors (docs/engine.md).
 _TIMESTEP = 0.004  # ps
@@ -83,8 +86,9 @@ def quickstart(
     """
     from .benchmark import backend_speeds
     from .dataset import map_trajectory
-    from .force import BACKEND_VARIABLE, FASTEST, choose_backend
+    from .force import BACKEND_VARIABLE, BACKENDS, FASTEST, choose_backend
     from .model_file import save_model
+    from .native.ahead import compiling
     from .pmf import PMFS
     from .pmf.core import SumPMF
     from .pmf.prior import fit_prior
@@ -93,8 +97,8 @@ def quickstart(
     from .train import fit
     from .trajectory import read_trajectory
 
-    named = backend or os.environ.get(BACKEND_VARIABLE) or FASTEST
-    choose_backend(None if named == FASTEST else named)  # raises before minutes are spent
+    named = backend or os.environ.get(BACKEND_VARIABLE) or effort.backend
+    chosen = choose_backend(None if named == FASTEST else named)  # raises before minutes are spent
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,17 +125,15 @@ def quickstart(
             output=folder / "dataset.h5",
         ).select(slice(None, None, effort.stride))
         train, valid = dataset.split(0.9)
+        pmf = SumPMF(fit_prior(train), PMFS["cgnet"](train, seed=seed))
+        save_model(folder / "model.pt", pmf, train)  # untrained, to be compiled
         logger.info("training on %d frames, %d epochs", len(train), effort.epochs)
         clock = time.perf_counter()
-        result = fit(
-            SumPMF(fit_prior(train), PMFS["cgnet"](train, seed=seed)),
-            train,
-            valid,
-            epochs=effort.epochs,
-            seed=seed,
-            progress=progress,
-        )
-        train_seconds = time.perf_counter() - clock
+        compiles = named in (FASTEST, "native")
+        copies = effort.ladders * effort.rungs
+        with compiling(folder / "model.pt", copies) if compiles else nullcontext():
+            result = fit(pmf, train, valid, epochs=effort.epochs, seed=seed, progress=progress)
+            train_seconds = time.perf_counter() - clock
         save_model(folder / "model.pt", result)
         model = load_model(folder / "model.pt")
         start = dataset.positions[dataset.probabilities.argmax()]
@@ -144,7 +146,7 @@ def quickstart(
             timestep=_TIMESTEP,
             friction=_FRICTION,
             seed=seed,
-            backend=backend,
+            backend=named or chosen,
         )
         logger.info(
             "simulating %d ladders of %d temperatures, %.0f ps each",
@@ -164,7 +166,9 @@ def quickstart(
             discard_ps=effort.discard_ps,
         )
     # After the run: Reference's random numbers are global to the process.
-    backends = backend_speeds(model, start, simulation.copies, seconds=1.0)
+    backends = backend_speeds(
+        model, start, simulation.copies, backends=list(BACKENDS) if effort.backend else [chosen]
+    )
     summary = _summary(comparison, dataset, result.metrics, train_seconds, run.info)
     summary["backends"] = {name: round(speed) for name, speed in backends.items()}
     summary["seconds"] = round(time.perf_counter() - started, 1)

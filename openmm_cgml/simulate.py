@@ -21,7 +21,7 @@ from .dataset import CGDataset
 from .engine import Engine, find_backend, find_platform, lfmiddle_integrator
 from .errors import CGMLError, InputError
 from .extrapolation import CoordinateRanges
-from .force import BACKENDS, backend_problem
+from .force import BACKENDS, FASTEST, backend_problem
 from .parallel import Ranks
 from .replicas import replicate_topology, start_positions
 from .reporters import ReporterHost
@@ -161,7 +161,7 @@ class Langevin:
         self._starts: dict[Path, str] = {}
         self.steps_per_second = float("nan")
         self.reporters: list[Any] = []
-        self._backend_is_ours = backend is None
+        self._backend_is_ours = backend in (None, FASTEST)
         self._build(self._find_backend(backend), integrator, shared_forces)
 
     # -- set-up ---------------------------------------------------------------------------------
@@ -801,10 +801,10 @@ def _require_same_run(output: Path, before: dict[str, Any], now: dict[str, Any])
     if len(differing) > 4:
         differing[4:] = [f"and {len(differing) - 4} more"]
     if differing:
-        raise InputError(
-            f"{output} holds another run: {'; '.join(differing)}. Use the same settings to go on "
-            "with it, or choose another output"
-        )
+        remedy = "Use the same settings to go on with it, or choose another output"
+        if "program" in before and before["program"] != now.get("program"):
+            remedy += "; `cgml doctor` says whether models can be compiled here"
+        raise InputError(f"{output} holds another run: {'; '.join(differing)}. {remedy}")
     if before.get("processor") != now.get("processor"):
         logger.warning(
             "%s was begun on another processor (%s): results may differ in the last digits",

@@ -37,7 +37,7 @@ FAMILIES = {
     "mapping": "core residue lipid custom force_map",
     "pmf": "core prior layers cgnet schnet painn external",
     "flow": "core internal coupling matching fiber",
-    "native": "cache library package force",
+    "native": "cache library package force ahead",
 }
 # The package's __init__ is below everything: it may name any module, and none may import it.
 BOTTOM = len(LEVELS)

@@ -289,17 +289,18 @@ def test_nan_passes_through_an_unguarded_force(model, dataset) -> None:
     assert np.isnan(evaluate(context)[0])
 
 
-def test_two_threads_of_torch_give_the_same_energies(model, dataset) -> None:
-    """A thousand copies are shared out between them."""
-    positions = dataset.positions[:1000]
+@pytest.mark.parametrize("copies", [1000, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_threads_of_torch_give_the_same_energies(model, dataset, copies) -> None:
+    """Many copies are shared out between them; one has a package that uses both."""
+    positions = dataset.positions[:copies]
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         try:
-            force = native.create_force(model.file, copies=1000)
-            system = system_of(force, 5000)
+            force = native.create_force(model.file, copies=copies)
+            system = system_of(force, 5 * copies)
             context = context_of(system, positions)
-            found.append(native.read_copies(force, context, 1000)[0])
+            found.append(native.read_copies(force, context, copies)[0])
             assert native.status(force, context)[0]
         finally:
             torch.set_num_threads(1)
