@@ -7,6 +7,7 @@ import torch  # before openmm
 import numpy as np
 
 import openmm_cgml as cgml
+from openmm_cgml import geometry
 from openmm_cgml.run_file import Checkpoint, RunWriter
 
 
@@ -22,6 +23,34 @@ class Springs(cgml.PMF):
 
     def arguments(self) -> dict:
         return {}
+
+
+class PairNetwork(cgml.PMF):
+    """A network of all distances, smooth, whose gradient nobody wrote by hand."""
+
+    pairs: torch.Tensor
+    decay: torch.Tensor
+
+    def __init__(self, beads: int) -> None:
+        super().__init__()
+        self.beads = beads
+        self.register_buffer("pairs", geometry.all_pairs(beads))
+        self.register_buffer("decay", torch.tensor([1.5, 3.0]))
+        inputs = 2 * len(self.pairs)
+        self.network = torch.nn.Sequential(
+            torch.nn.Linear(inputs, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+        )
+
+    def forward(
+        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Energies."""
+        lengths = geometry.distances(positions, self.pairs, box_vectors)
+        features = torch.exp(-self.decay * lengths.unsqueeze(-1)).flatten(1)
+        return 10 * self.network(features).squeeze(-1)
+
+    def arguments(self) -> dict:
+        return {"beads": self.beads}
 
 
 def write_run(path: Path, topology, positions: np.ndarray, **info) -> None:

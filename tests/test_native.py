@@ -16,13 +16,14 @@ import torch  # before openmm
 import numpy as np
 import openmm
 import pytest
-from handmade import Springs
+from handmade import PairNetwork, Springs
 
 import openmm_cgml as cgml
 from openmm_cgml import force as backends
 from openmm_cgml.native import cache, library
 from openmm_cgml.native import force as native
 from openmm_cgml.native.package import compile_package, find_package
+from openmm_cgml.pmf import cgnet
 from openmm_cgml.pmf.cgnet import CGNet
 from openmm_cgml.pmf.core import energy_and_forces
 
@@ -343,6 +344,25 @@ def test_models_of_the_same_operations_share_a_package(models, dataset) -> None:
     for context, expected, system in contexts:
         assert native.status(system.getForce(0), context)[0]
         assert_equal(evaluate(context), expected)
+
+
+@pytest.mark.parametrize("copies", [pytest.param(1, marks=pytest.mark.slow), 7])
+def test_a_network_that_needs_autograd(dataset, copies, tmp_path, monkeypatch) -> None:
+    """Its gradient is traced; its weights are still its own, in a package that others share."""
+    monkeypatch.setattr(cgnet, "PairNetwork", PairNetwork, raising=False)
+    monkeypatch.setattr(
+        PairNetwork, "__module__", cgnet.__name__
+    )
+    x, paths = dataset.positions[:copies], set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        file = cgml.save_model(tmp_path / "pairs.pt", PairNetwork(5), dataset)
+        paths.add(compile_package(file, copies).path)
+        system = system_of(native.create_force(file, copies=copies), 5 * copies)
+        context = context_of(system, x)
+        assert native.status(system.getForce(0), context)[0]
+        assert_equal(evaluate(context), exact(file, x))
+    assert len(paths) == 1
 
 
 def test_indices_are_the_model_s_own_as_well(models, dataset, tmp_path) -> None:

@@ -66,7 +66,7 @@ def create_force(
             _told.add(key)
     return library.make_force(
         model.archive,
-        model=model.name,
+        model=" ".join(model.name.split()),  # it stands in a line of the resolver's question
         copies=copies,
         beads=len(model.topology),
         particles=particles,

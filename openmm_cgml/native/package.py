@@ -209,6 +209,8 @@ def _compile(exported: Any, settings: dict[str, Any], path: Path) -> None:
                 "always_keep_tensor_constants": True,
                 # Else a pool of processes stays behind.
                 "compile_threads": 1,
+                # Else kernels for GPUs would be files of their own, which the cache does not keep.
+                "aot_inductor.embed_kernel_binary": settings["device"] != "cpu",
             },
         )
         with zipfile.ZipFile(archive) as members:
@@ -217,17 +219,15 @@ def _compile(exported: Any, settings: dict[str, Any], path: Path) -> None:
 
 
 def export(program: nn.Module, inputs: tuple, shapes: tuple) -> Any:
-    """Return the exported program; one that needs autograd is traced first, its gradient with it.
+    """Return the exported program of a module, the gradient of one that uses autograd with it.
+
+    Traced first, since torch.export by itself does not see through autograd.
 
     Args:
         program: the module.
         inputs: example inputs.
         shapes: the dynamic dimensions of each, as torch.export takes them.
     """
-    try:
-        return torch.export.export(program, inputs, dynamic_shapes=shapes)
-    except Exception as error:
-        logger.debug("plain export failed: %s", error)
     from torch.fx.experimental.proxy_tensor import make_fx
 
     mode = "real" if all(shape is None for shape in shapes) else "symbolic"
