@@ -350,9 +350,7 @@ def test_models_of_the_same_operations_share_a_package(models, dataset) -> None:
 def test_a_network_that_needs_autograd(dataset, copies, tmp_path, monkeypatch) -> None:
     """Its gradient is traced; its weights are still its own, in a package that others share."""
     monkeypatch.setattr(cgnet, "PairNetwork", PairNetwork, raising=False)
-    monkeypatch.setattr(
-        PairNetwork, "__module__", cgnet.__name__
-    )
+    monkeypatch.setattr(PairNetwork, "__module__", cgnet.__name__)
     x, paths = dataset.positions[:copies], set()
     for seed in (0, 1):
         torch.manual_seed(seed)
