@@ -9,7 +9,8 @@ threads are compared; candidates take turns (A B C A B C ...), and ratios are ta
 Baselines, in the same run:
 
 - a PyTorch loop: the same network in eager mode, autograd, float32, all copies in one batch, one
-  force call a step, as flowm and mlcg do it;
+  force call a step, as flowm and mlcg do it; in a process of its own, where nothing of ours is
+  loaded that would change it (the engine tells glibc to keep memory, which helps the loop too);
 - one OpenMM Context a copy, stepped in turn, ten steps at a turn, as samplers do it that know one
   replica a Context (theirs also copy states in and out; this one does not).
 """
@@ -69,7 +70,8 @@ def run(quick: bool) -> Outcome:
         plain = saved(folder / "network.pt", network, dataset)
         whole = saved(folder / "whole.pt", cgml.SumPMF(cgml.fit_prior(dataset), network), dataset)
         goals = {n: goal for n, goal in SPEEDUPS.items() if not quick or n <= 10}
-        platform, step = speeds(outcome, clock, plain, whole, network, dataset, goals)
+        path = folder / "network.pt"
+        platform, step = speeds(outcome, clock, plain, whole, path, network, dataset, goals)
         threads(outcome, clock, plain, dataset, (10,) if quick else THREAD_COPIES)
         serial_contexts(outcome, clock, plain, dataset, 3 if quick else SERIAL_COPIES, platform)
         growth(outcome, clock, plain, dataset, (10, 20) if quick else GROWTH, platform)
@@ -217,6 +219,45 @@ class TorchLoop:
                 self.noise.normal_(generator=self.generator)
                 self.v.mul_(self.decay).add_(self.noise, alpha=self.sigma)
                 self.x.add_(self.v, alpha=0.5 * TIMESTEP)
+
+
+class LoopProcess:
+    """The baseline in its own process, which waits while it has no turn."""
+
+    def __init__(self, path: Path, copies: int) -> None:
+        code = "from benchmarks import engine; engine.serve_loop()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path), str(copies)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def restart(self) -> None:
+        """Every turn starts anew."""
+
+    def steps(self, count: int) -> None:
+        """Integrate."""
+        self.seconds(count)
+
+    def seconds(self, count: int) -> tuple[float, float]:
+        """Integrate; return CPU seconds of that process and seconds on the clock."""
+        print(count, file=self.process.stdin, flush=True)
+        cpu, wall = self.process.stdout.readline().split()
+        return float(cpu), float(wall)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+
+def serve_loop() -> None:
+    """Be the baseline's process: answer each number of steps with the seconds that they took."""
+    torch.set_num_threads(1)
+    copies = int(sys.argv[2])
+    loop = TorchLoop(cgml.load_model(sys.argv[1]).file.rebuild(), chain(), copies)
+    for line in sys.stdin:
+        loop.restart()
+        loop.steps(1)
+        print(*_seconds(loop, int(line)), flush=True)
 
 
 class SerialContexts:
@@ -372,7 +413,7 @@ class Clock:
             for name, one in candidates.items():
                 one.restart()
                 one.steps(1)
-                seconds[name].append(_seconds(one.steps, counts[name]))
+                seconds[name].append(_seconds(one, counts[name]))
         return {
             name: Times(*(np.array(values).T / counts[name])) for name, values in seconds.items()
         }
@@ -381,14 +422,16 @@ class Clock:
         count = least
         candidate.restart()
         candidate.steps(least)
-        while (taken := _seconds(candidate.steps, count)[0]) < self.seconds / 8:
+        while (taken := _seconds(candidate, count)[0]) < self.seconds / 8:
             count *= 2
         return max(least, round(count * self.seconds / taken / least) * least)
 
 
-def _seconds(call: Callable[[int], None], count: int) -> tuple[float, float]:
+def _seconds(candidate: Any, count: int) -> tuple[float, float]:
+    if isinstance(candidate, LoopProcess):
+        return candidate.seconds(count)
     wall, cpu = time.perf_counter(), time.process_time()
-    call(count)
+    candidate.steps(count)
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
@@ -410,6 +453,7 @@ def speeds(
     clock: Clock,
     plain: Any,
     whole: Any,
+    path: Path,
     network: cgml.PMF,
     dataset: cgml.CGDataset,
     goals: dict[int, float],
@@ -429,12 +473,13 @@ def speeds(
         }
         candidates = {
             **engines,
-            "PyTorch loop": TorchLoop(network, dataset, copies),
+            "PyTorch loop": LoopProcess(path, copies),
             f"{BEST} with priors": engine_run(whole, dataset, copies, "Reference"),
             "TorchScript program alone": ForceProgram(plain, dataset, copies),
             "product of 1000 x 160 by 160 x 160": products,
         }
         times = clock(candidates)
+        candidates["PyTorch loop"].close()
         table[str(copies)] = {name: one.record() for name, one in times.items()}
         best = min(PLATFORMS, key=lambda one: times[f"{BEST} on {one}"].median)
         engine, loop = times[f"{BEST} on {best}"], times["PyTorch loop"]

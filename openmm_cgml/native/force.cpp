@@ -363,28 +363,35 @@ private:
     void run_part(int64_t first, int64_t last, const at::Tensor* box) {
         int64_t beads = force_.beads;
         at::Tensor energies, forces;
-        program_->run(input_.narrow(0, first * beads, (last - first) * beads), box, energies,
-                      forces);
         int64_t count = last - first;
+        program_->run(count == force_.copies ? input_
+                                             : input_.narrow(0, first * beads, count * beads),
+                      box, energies, forces);
         if (energies.numel() != count || forces.numel() != 3 * count * beads)
             throw OpenMMException("its program returned " + std::to_string(energies.numel()) +
                                   " energies for " + std::to_string(count) + " copies");
-        energies = energies.to(at::kCPU, at::kDouble).contiguous();
+        if (energies.scalar_type() == at::kDouble) {  // a user's module's; ours are single
+            energies = energies.to(at::kCPU).contiguous();
+            std::copy_n(energies.data_ptr<double>(), count, &energies_[first]);
+        } else {
+            energies = energies.to(at::kCPU, at::kFloat).contiguous();
+            std::copy_n(energies.data_ptr<float>(), count, &energies_[first]);
+        }
         forces = forces.to(at::kCPU, at::kFloat).contiguous();
-        const double* energy = energies.data_ptr<double>();
         const float* from = forces.data_ptr<float>();
-        for (int64_t copy = first; copy < last; copy++, energy++, from += 3 * beads) {
+        for (int64_t copy = first; copy < last; copy++, from += 3 * beads) {
             float* to = &forces_[3 * copy * beads];
-            bool well = std::isfinite(*energy);
+            int sick = !std::isfinite(energies_[copy]);
             for (int64_t k = 0; k < 3 * beads; k++) {
                 to[k] = from[k];
                 // NaN compares false, so one comparison finds it and too large forces alike.
-                well = well && std::fabs(from[k]) < FORCE_LIMIT;
+                sick |= !(std::fabs(from[k]) < FORCE_LIMIT);
             }
-            well_[copy] = well || !force_.guarded;
-            energies_[copy] = well_[copy] ? *energy : 0.0;
-            if (!well_[copy])
+            well_[copy] = !sick || !force_.guarded;
+            if (!well_[copy]) {
+                energies_[copy] = 0.0;
                 std::fill(to, to + 3 * beads, 0.0f);
+            }
         }
     }
 

@@ -207,7 +207,7 @@ def _arguments() -> list[str]:
     torch_root = Path(torch.__file__).parent
     openmm_lib = Path(openmm.version.openmm_library_path)
     # torch's headers need C++20 since 2.12 or so; older ones compile with it as well.
-    flags = ["-shared", "-fPIC", "-O2", "-std=c++20", "-fopenmp", "-w"]
+    flags = ["-shared", "-fPIC", "-O3", "-std=c++20", "-fopenmp", "-w"]
     if torch._C._GLIBCXX_USE_CXX11_ABI is False:
         flags.append("-D_GLIBCXX_USE_CXX11_ABI=0")
     return [
