@@ -26,7 +26,7 @@ from .native import cache
 from .native import force as native
 from .native.library import compiler
 from .registry import Registry
-from .torchforce import import_openmmtorch, torchforce_problem
+from .torchforce import copies_crash, import_openmmtorch, torchforce_problem
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +145,8 @@ def choose_backend(name: str | None = None) -> str:
     """Return a backend that works here.
 
     Args:
-        name: the backend asked for; None: ``"torchforce"`` where it works, else ``"native"``,
-            else ``"python"`` with a warning that says why.
+        name: the backend asked for; None: ``"torchforce"`` where it works and copies of a System
+            do not crash, else ``"native"``, else what works, with a warning that says why.
 
     Raises:
         InputError: if there is no backend of that name.
@@ -157,10 +157,12 @@ def choose_backend(name: str | None = None) -> str:
             raise BackendError(f"backend {name!r} does not work here: {reason}")
         return name
     reason = torchforce_problem()
-    if reason is None:
+    if reason is None and not copies_crash():
         return "torchforce"
     if backend_problem("native") is None:
         return "native"
+    if reason is None:
+        return "torchforce"
     warnings.warn(
         f"neither TorchForce ({reason}) nor the native force ({backend_problem('native')}) works "
         "here; using the slower PythonForce. See `cgml doctor`.",

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def torchforce_problem() -> str | None:
         f"openmmtorch was built for another torch or OpenMM than {torch.__version__} and "
         f"{openmm.version.short_version}; energies fail"
     )
+
+
+def copies_crash() -> bool:
+    """Return whether copying a TorchForce, or reading it from XML, ends the process here.
+
+    That of openmmtorch 1.5 does so with OpenMM 8.6; it evaluates well.
+    """
+    major, minor = (int(part) for part in openmm.version.short_version.split(".")[:2])
+    try:
+        return (major, minor) >= (8, 6) and metadata.version("openmmtorch").startswith("1.5")
+    except metadata.PackageNotFoundError:  # built from source
+        return False
 
 
 def load_torch_plugins() -> list[str]:
