@@ -163,12 +163,16 @@ def choose_backend(name: str | None = None) -> str:
         return "native"
     if reason is None:
         return "torchforce"
-    warnings.warn(
-        f"neither TorchForce ({reason}) nor the native force ({backend_problem('native')}) works "
-        "here; using the slower PythonForce. See `cgml doctor`.",
-        stacklevel=2,
-    )
+    _warn_of_python()
     return "python"
+
+
+def _warn_of_python() -> None:
+    warnings.warn(
+        f"neither TorchForce ({torchforce_problem()}) nor the native force ({native.problem()}) "
+        "works here; using the slower PythonForce. See `cgml doctor`.",
+        stacklevel=3,
+    )
 
 
 def backend_problem(name: str) -> str | None:
@@ -208,6 +212,9 @@ def fastest_backend(
         BackendError: if no backend works here.
     """
     names = [name for name in BACKENDS if backend_problem(name) is None]
+    if names == ["python"]:
+        _warn_of_python()
+        return "python"
     where = platform.getName() if platform is not None else "the default platform"
     question = {
         "model": hashlib.sha256(model.archive).hexdigest(),

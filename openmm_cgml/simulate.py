@@ -168,12 +168,18 @@ class Langevin:
 
     def _find_backend(self, backend: str | None) -> str:
         """Return the backend of all ranks: the first one tries, the others follow."""
-        found = ""
+        found: str | CGMLError = ""
         if self.ranks.rank == 0:
             copies, periodic = self.share.stop - self.share.start, self.box_vectors is not None
             where = self._settings["platform"], self._settings["properties"]
-            found = find_backend(backend, self.model, copies, periodic, *where)
-        return str(self.ranks.same(found))
+            try:
+                found = find_backend(backend, self.model, copies, periodic, *where)
+            except CGMLError as error:
+                found = error  # the others would wait for ever
+        found = self.ranks.same(found)
+        if isinstance(found, CGMLError):
+            raise found
+        return found
 
     def _build(self, backend: str, integrator: Any, shared_forces: Sequence[Any]) -> None:
         """Make the engine and put it at the start."""

@@ -87,6 +87,10 @@ def under_torchrun(springs: Path, folder: Path) -> None:
         simulation(springs, copies=1)
     except cgml.InputError as error:
         (folder / f"few.{one.ranks.rank}.txt").write_text(str(error))
+    try:
+        simulation(springs, copies=2, backend="nativ")
+    except cgml.InputError as error:  # found out by the first rank alone
+        (folder / f"backend.{one.ranks.rank}.txt").write_text(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,11 @@ def test_two_ranks_sample_the_same_ensemble(one, two) -> None:
     bonds = np.diff(run.positions.astype(float), axis=2)
     products = (bonds[:, :30] * bonds[:, 30:]).mean(axis=(0, 2, 3))
     assert abs(products.mean()) < 4 * products.std(ddof=1) / np.sqrt(30)
+
+
+def test_an_error_of_the_first_rank_is_everybody_s(two) -> None:
+    for rank in range(2):
+        assert "'nativ'" in (two / f"backend.{rank}.txt").read_text()
 
 
 def test_fewer_copies_than_ranks_are_refused(two) -> None:
