@@ -34,7 +34,8 @@ class PairNetwork(cgml.PMF):
     def __init__(self, beads: int) -> None:
         super().__init__()
         self.beads = beads
-        self.register_buffer("pairs", geometry.all_pairs(beads))
+        # Not contiguous, which a package must not take for granted.
+        self.register_buffer("pairs", torch.triu_indices(beads, beads, offset=1).T)
         self.register_buffer("decay", torch.tensor([1.5, 3.0]))
         inputs = 2 * len(self.pairs)
         self.network = torch.nn.Sequential(

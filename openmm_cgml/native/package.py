@@ -156,6 +156,9 @@ def _export_model(model: ModelFile, question: dict[str, Any]) -> Any:
     """Return the exported program of a model's energies and forces."""
     device, one = question["device"], question["shape"] == "one copy"
     pmf = model.rebuild().requires_grad_(False).to(device)
+    for tensor in (*pmf.parameters(), *pmf.buffers()):
+        # As the force hands them over; other strides would be compiled in.
+        tensor.data = tensor.data.contiguous()
     beads = len(model.topology)
     program = _EnergyAndForces(pmf, beads).eval()
     # Far apart: no two copies or beads alike, nothing zero, whatever the network tests for.
