@@ -56,8 +56,7 @@ struct Program {
     virtual ~Program() = default;
     virtual void run(const at::Tensor& positions, const at::Tensor* box, at::Tensor& energies,
                      at::Tensor& forces) = 0;
-    // Copies of one call: all calls of a package take as many as it was compiled for, or fewer if
-    // that is many. 0: any number.
+    // Most copies of one call; 0: any number.
     int64_t copies = 0;
     int threads = 1;
     bool compiled = true;
