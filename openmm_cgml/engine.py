@@ -56,7 +56,8 @@ class Engine:
         properties: platform properties.
         backend: as in `Model.create_force`; None: see `find_backend`.
         cuda_graphs: replay one recorded graph of CUDA kernels in every step, for small models
-            whose time goes into launching them. Energies are compared with torch's in `warm_up`.
+            whose time goes into launching them. Only TorchForce can: name backend
+            ``"torchforce"``. Energies are compared with torch's in `warm_up`.
 
     Raises:
         InputError: if a force cannot be replicated or a setting does not exist.

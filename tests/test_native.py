@@ -613,6 +613,21 @@ def test_systems_that_do_not_fit_are_refused(model, dataset) -> None:
         native.create_force(model.file, [0, 1, 2, 3, 3])
 
 
+def test_another_number_of_copies_is_refused(model, dataset) -> None:
+    """Else memory would be read and written that is not there."""
+    force = native.create_force(model.file, copies=3)
+    system = system_of(force, 15)
+    context = context_of(system, dataset.positions[:3])
+    for call in (
+        lambda: native.read_copies(force, context, 2),
+        lambda: native.read_copies(force, context, 4),
+        lambda: native.set_scales(force, context, np.ones(2)),
+        lambda: native.set_scales(force, context, np.ones((2, 2))),
+    ):
+        with pytest.raises(openmm.OpenMMException, match="small.pt: it has 3 copies here, not"):
+            call()
+
+
 def test_another_force_is_refused(model, dataset) -> None:
     force = openmm.CustomExternalForce("x")
     context = context_of(system_of(force, 5), dataset.positions[0])

@@ -226,7 +226,8 @@ public:
     }
 
     // Each copy's energy at the Context's positions, and its sick evaluations in steps so far.
-    void read(double* energies, int64_t* sick) {
+    void read(double* energies, int64_t* sick, int64_t count) {
+        check_count(count);
         std::vector<Vec3> positions;
         context_->getPositions(positions);
         evaluate(*context_, positions);
@@ -238,7 +239,8 @@ public:
         }
     }
 
-    void set_scales(const double* scales) {
+    void set_scales(const double* scales, int64_t count) {
+        check_count(count);
         scales_.assign(scales, scales + force_.copies);
         context_->systemChanged();  // forces that an integrator keeps are no longer valid
     }
@@ -249,6 +251,12 @@ public:
 private:
     OpenMMException failure(const std::string& reason) const {
         return OpenMMException("model " + force_.model + ": " + reason);
+    }
+
+    void check_count(int64_t count) const {
+        if (count != force_.copies)
+            throw failure("it has " + std::to_string(force_.copies) + " copies here, not " +
+                          std::to_string(count) + "; give one number a copy");
     }
 
     void check(int particles) const {
@@ -531,12 +539,12 @@ int cgml_register(Resolver function) {
     });
 }
 
-int cgml_read(void* force, void* context, double* energies, int64_t* sick) {
-    return guard([&] { impl_of(force, context).read(energies, sick); });
+int cgml_read(void* force, void* context, double* energies, int64_t* sick, int64_t count) {
+    return guard([&] { impl_of(force, context).read(energies, sick, count); });
 }
 
-int cgml_set_scales(void* force, void* context, const double* scales) {
-    return guard([&] { impl_of(force, context).set_scales(scales); });
+int cgml_set_scales(void* force, void* context, const double* scales, int64_t count) {
+    return guard([&] { impl_of(force, context).set_scales(scales, count); });
 }
 
 // How a Context evaluates the force: compiled or not, and how often it has.

@@ -151,18 +151,26 @@ def make_force(
 
 
 def read_copies(force: Any, context: Any, copies: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return each copy's energy (copies,), kJ/mol, and count of sick evaluations (copies,)."""
+    """Return each copy's energy (copies,), kJ/mol, and count of sick evaluations (copies,).
+
+    Raises:
+        openmm.OpenMMException: if the force has another number of copies, or the model fails.
+    """
     energies, sick = np.empty(copies), np.empty(copies, dtype=np.int64)
     pointers = (ctypes.c_void_p(energies.ctypes.data), ctypes.c_void_p(sick.ctypes.data))
-    _check(load(), load().cgml_read(*_address(force, context), *pointers))
+    _check(load(), load().cgml_read(*_address(force, context), *pointers, ctypes.c_int64(copies)))
     return energies, sick
 
 
 def set_scales(force: Any, context: Any, scales: np.ndarray) -> None:
-    """Multiply each copy's energy and forces in a Context by its factor (copies,)."""
+    """Multiply each copy's energy and forces in a Context by its factor (copies,), no unit.
+
+    Raises:
+        openmm.OpenMMException: if the force has another number of copies.
+    """
     scales = np.ascontiguousarray(scales, dtype=np.float64)
-    pointer = ctypes.c_void_p(scales.ctypes.data)
-    _check(load(), load().cgml_set_scales(*_address(force, context), pointer))
+    pointer, count = ctypes.c_void_p(scales.ctypes.data), ctypes.c_int64(scales.size)
+    _check(load(), load().cgml_set_scales(*_address(force, context), pointer, count))
 
 
 def status(force: Any, context: Any) -> tuple[bool, int]:
