@@ -22,7 +22,7 @@ _EXPORTS = {
     "CGDataset": "dataset",
     "read_dataset": "dataset",
     "iterate_dataset": "dataset",
-    "map_trajectory": "dataset",
+    "map_trajectory": "mapped",
     "PMFS": "pmf",
     "PMF": "pmf.core",
     "SumPMF": "pmf.core",

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .command_map import map_command
+from .command_options import Output, Threads, parse_numbers, say
 from .errors import CGMLError, InputError
-from .mapping import FORCE_MAPS, MAPPINGS
 from .pmf import PMFS
 
 app = typer.Typer(
@@ -20,88 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# More threads gain little for a few beads, and cost much where other processes run too.
-_Threads = Annotated[int, typer.Option(min=1, help="CPU threads of torch.")]
-_Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
-
-
-@app.command("map")
-def map_command(
-    trajectory: Annotated[list[str], typer.Argument(help="All-atom trajectory file(s).")],
-    output: _Output,
-    temperature: Annotated[float, typer.Option(help="Of the ensemble, K.")],
-    top: Annotated[str | None, typer.Option(help="Topology: .pdb, .prmtop, .psf, .top.")] = None,
-    mapping: Annotated[str, typer.Option(help=f"One of: {', '.join(MAPPINGS)}.")] = "backbone",
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Instead of --mapping: a selection; once: every atom a bead; "
-            "several times: one bead each."
-        ),
-    ] = None,
-    com: Annotated[bool, typer.Option("--com", help="Selections give centres of mass.")] = False,
-    forces: Annotated[str | None, typer.Option(help="Forces: .npy or .npz.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Frame weights: .npy or .npz.")] = None,
-    bias_energy: Annotated[str | None, typer.Option(help="Bias energy: .npy or .npz.")] = None,
-    bias: Annotated[str, typer.Option(help="What the run was biased by, in words.")] = "",
-    force_map: Annotated[str, typer.Option(help=f"One of: {', '.join(FORCE_MAPS)}.")] = "optimal",
-    system: Annotated[
-        str | None,
-        typer.Option(help="OpenMM System XML, for its constraints; else found in the data."),
-    ] = None,
-    no_box: Annotated[
-        bool, typer.Option("--no-box", help="Treat a whole molecule as isolated: leave the box.")
-    ] = False,
-    length_unit: Annotated[str, typer.Option(help="Of array files: nm, angstrom.")] = "nm",
-    force_unit: Annotated[
-        str, typer.Option(help="kJ/mol/nm, kcal/mol/angstrom, ...")
-    ] = "kJ/mol/nm",
-) -> None:
-    """Map an all-atom trajectory, and its forces, to a dataset of beads."""
-    from .dataset import map_trajectory
-    from .files import require_writable
-    from .mapping.custom import selection_mapping
-    from .trajectory import read_trajectory
-
-    require_writable(output)
-    source = read_trajectory(
-        list(trajectory) if len(trajectory) > 1 else trajectory[0],
-        top=top,
-        forces=forces,
-        weights=weights,
-        bias_energy=bias_energy,
-        length_unit=length_unit,
-        force_unit=force_unit,
-    )
-    if select:
-        chosen: Any = select[0] if len(select) == 1 else select
-        beads = selection_mapping(source.topology, chosen, kind="com" if com else "slice")
-    else:
-        beads = MAPPINGS[mapping](source.topology)
-    dataset = map_trajectory(
-        source,
-        beads,
-        temperature=temperature,
-        force_map=force_map,
-        constraints="find" if system is None else system,
-        periodic=not no_box,
-        bias=bias,
-        output=output,
-    )
-    _say(f"{output}: {len(dataset)} frames of {len(dataset.topology)} beads")
-    _say("beads: " + " ".join(dataset.topology.label(b) for b in range(len(dataset.topology))))
-    if dataset.forces is None:
-        _say("no forces in the data: force matching needs some (--forces)")
-    else:
-        groups = dataset.mapping["force_map"]["constraint_groups"]
-        rms = float((dataset.forces.astype(float) ** 2).mean() ** 0.5)
-        _say(f"{force_map} force map, {len(groups)} constrained groups, force RMS {rms:.0f}")
+app.command("map")(map_command)
 
 
 @app.command()
 def train(
     dataset: Annotated[str, typer.Argument(help="Dataset from `cgml map`.")],
-    output: _Output,
+    output: Output,
     network: Annotated[str, typer.Option(help=f"One of: {', '.join(PMFS)}.")] = "cgnet",
     width: Annotated[int, typer.Option(min=1, help="Hidden units.")] = 128,
     depth: Annotated[int, typer.Option(min=1, help="Hidden layers.")] = 4,
@@ -112,7 +38,7 @@ def train(
     checkpoints: Annotated[
         str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
     ] = None,
-    threads: _Threads = 1,
+    threads: Threads = 1,
 ) -> None:
     """Train a PMF by force matching and write a model file."""
     from .dataset import read_dataset
@@ -137,7 +63,7 @@ def train(
     )
     save_model(output, result)
     noise = result.noise
-    _say(
+    say(
         f"{output}: validation force RMSE {noise.residual:.1f} kJ/mol/nm, of which about "
         f"{noise.floor:.1f} is noise that no model can remove; model error about "
         f"{noise.model_error:.1f}"
@@ -171,7 +97,7 @@ def compile_command(
     ] = 100,
     periodic: Annotated[bool, typer.Option("--periodic", help="For a periodic box.")] = False,
     platform: _Platform = None,
-    threads: _Threads = 1,
+    threads: Threads = 1,
 ) -> None:
     """Compile a model for this machine now, not in the first run; exit code 1 if it cannot be."""
     from .engine import find_platform
@@ -186,14 +112,14 @@ def compile_command(
         load()
         package = compile_package(loaded.file, copies, periodic, device)
     except CGMLError as error:
-        _say(f"error: {' '.join(str(error).split())}; other backends run it (`cgml doctor`)")
+        say(f"error: {' '.join(str(error).split())}; other backends run it (`cgml doctor`)")
         raise typer.Exit(1) from None
     what = (
         "any number of copies"
         if copies > 1
         else f"one copy and {threads} thread{'s' * (threads > 1)}"
     )
-    _say(
+    say(
         f"package of {loaded.file.name} for {what}{', periodic' * periodic}, {package.device}, "
         "this processor and this torch; backend native takes it from the cache"
     )
@@ -203,7 +129,7 @@ def compile_command(
 @app.command()
 def simulate(
     model: _Model,
-    output: _Output,
+    output: Output,
     start: _Start,
     ns: _Length,
     copies: Annotated[int, typer.Option(min=1)] = 100,
@@ -221,7 +147,7 @@ def simulate(
     platform: _Platform = None,
     platform_property: _Properties = None,
     backend: _Backend = None,
-    threads: _Threads = 1,
+    threads: Threads = 1,
 ) -> None:
     """Run Langevin dynamics of many copies in one OpenMM Context; go on where it stopped."""
     from .dataset import read_dataset
@@ -253,7 +179,7 @@ def simulate(
 @app.command()
 def remd(
     model: _Model,
-    output: _Output,
+    output: Output,
     start: _Start,
     ns: _Length,
     temperatures: Annotated[
@@ -281,7 +207,7 @@ def remd(
     platform: _Platform = None,
     platform_property: _Properties = None,
     backend: _Backend = None,
-    threads: _Threads = 1,
+    threads: Threads = 1,
 ) -> None:
     """Run temperature replica exchange, many ladders in one OpenMM Context."""
     from .dataset import read_dataset
@@ -305,7 +231,7 @@ def remd(
     }
     begun = read_checkpoint(output)
     if temperatures is not None:
-        values = _numbers(temperatures, float, len(temperatures.split(",")), "temperatures")
+        values = parse_numbers(temperatures, float, len(temperatures.split(",")), "temperatures")
     elif begun is not None:
         values = begun[0]["temperatures_K"]  # a proposal is made once
     else:
@@ -313,7 +239,7 @@ def remd(
         values = ladder(
             loaded.temperature, highest, rungs, acceptance=acceptance, **trial
         ).tolist()
-        _say("temperatures: " + " ".join(f"{t:.1f}" for t in values) + " K")
+        say("temperatures: " + " ".join(f"{t:.1f}" for t in values) + " K")
     simulation = ReplicaExchange(
         loaded,
         dataset,
@@ -335,29 +261,29 @@ def _describe(output: Path, run: Any, seconds: float | None) -> None:
         raise typer.Exit(130 if seconds is None else 0)
     speed = run.info.get("replica_steps_per_second", float("nan"))
     copies, dt = run.info["copies"], run.info["timestep_ps"]
-    _say(
+    say(
         f"{output}: {len(run)} frames of {copies} copies, {speed:,.0f} replica-steps/s "
         f"({speed * dt * 86.4:,.0f} ns/day, {speed * dt * 86.4 / copies:,.1f} a copy)"
     )
     statistics = run.info.get("statistics") or {}
     if rates := statistics.get("neighbour_acceptance"):
-        _say(
+        say(
             "acceptance " + " ".join("-" if r is None else f"{r:.2f}" for r in rates)
             + f", {statistics['round_trips']} round trips"
         )  # fmt: skip
     if "effective_samples" in statistics:
-        _say(f"effective samples: {statistics['effective_samples']:,.0f}")
+        say(f"effective samples: {statistics['effective_samples']:,.0f}")
     lost = [e for e in run.events if e["what"] in ("reset", "dropped")]
     if lost:
-        _say(f"{len(lost)} times a copy was no longer finite; first: {lost[0]}")
+        say(f"{len(lost)} times a copy was no longer finite; first: {lost[0]}")
     if run.extrapolating is not None and run.extrapolating.any():
-        _say(f"{run.extrapolating.mean():.2%} of the frames are outside the training data")
+        say(f"{run.extrapolating.mean():.2%} of the frames are outside the training data")
 
 
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Run from `cgml simulate` or `cgml remd`.")],
-    output: _Output,
+    output: Output,
     temperature: Annotated[
         float | None, typer.Option(help="K; all frames at this temperature.")
     ] = None,
@@ -371,10 +297,10 @@ def export(
 
     require_writable(output)
     written = export_run(read_run(run, stride=stride), output, temperature=temperature, copy=copy)
-    _say(f"{written.trajectory}: {written.frames} frames")
-    _say(f"{written.topology}, {written.energies}")
+    say(f"{written.trajectory}: {written.frames} frames")
+    say(f"{written.topology}, {written.energies}")
     if written.exchanges is not None:
-        _say(f"{written.exchanges}")
+        say(f"{written.exchanges}")
 
 
 @app.command()
@@ -384,7 +310,7 @@ def benchmark(
     seconds: Annotated[float, typer.Option(min=1.0, help="To spend, about.")] = 30.0,
     platform: _Platform = None,
     backend: _Backend = None,
-    threads: _Threads = 1,
+    threads: Threads = 1,
 ) -> None:
     """Say how many copies are best for a model on this machine, and where the time goes."""
     from .benchmark import backend_speeds
@@ -394,16 +320,16 @@ def benchmark(
     _use_threads(threads)
     dataset = read_dataset(start)
     report = measure(model, dataset, seconds=0.9 * seconds, platform=platform, backend=backend)
-    _say(report.text())
+    say(report.text())
     record = report.record()
     if backend in (None, "fastest"):
         best = report.best
         record["backends"] = backend_speeds(
             model, dataset, best.copies, platform=best.platform, seconds=0.1 * seconds
         )
-        _say(f"replica-steps/s of {best.copies} copies on {best.platform} by backend:")
+        say(f"replica-steps/s of {best.copies} copies on {best.platform} by backend:")
         for name, speed in record["backends"].items():
-            _say(f"{name:<10} {speed:>24,.0f}")
+            say(f"{name:<10} {speed:>24,.0f}")
     typer.echo(json.dumps(record))
 
 
@@ -411,7 +337,7 @@ def benchmark(
 def analyze(
     run: Annotated[str, typer.Argument(help="Run from `cgml simulate`.")],
     reference: Annotated[str, typer.Option(help="Reference: dataset (.h5) or .npz histogram.")],
-    output: _Output,
+    output: Output,
     dihedral: Annotated[
         list[str], typer.Option(help="Four bead indices from 0, e.g. 0,1,2,3; give it twice.")
     ],
@@ -435,8 +361,8 @@ def analyze(
     from .system import load_model
 
     require_writable(output)
-    quadruples = [_numbers(d, int, 4, "dihedral") for d in dihedral]
-    low, high = _numbers(state, float, 2, "state")
+    quadruples = [parse_numbers(d, int, 4, "dihedral") for d in dihedral]
+    low, high = parse_numbers(state, float, 2, "state")
     frames = read_run(run)
     source: Any = read_dataset(reference) if reference.endswith((".h5", ".hdf5")) else reference
     if temperature is None:
@@ -492,7 +418,7 @@ def quickstart(
     ] = False,
     backend: _Backend = None,
     seed: int = 0,
-    threads: _Threads = 1,
+    threads: Threads = 1,
 ) -> None:
     """Do everything on the data in the package: map, train, export, simulate, compare."""
     from .quickstart import FULL, QUICK
@@ -500,7 +426,7 @@ def quickstart(
 
     _use_threads(threads)
     summary = run(output, effort=QUICK if quick else FULL, backend=backend, seed=seed)
-    _say(f"report: {output / 'report.html'}")
+    say(f"report: {output / 'report.html'}")
     typer.echo(json.dumps(summary))
 
 
@@ -519,7 +445,7 @@ def main() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     if issubclass(category, UserWarning):  # others are for developers
-        _say(f"warning: {message}")
+        say(f"warning: {message}")
 
 
 def _use_threads(count: int) -> None:
@@ -536,20 +462,6 @@ def _properties(given: list[str] | None) -> dict[str, str] | None:
         if len(pair) != 2:
             raise InputError(f"platform property {entry!r} is not NAME=VALUE; e.g. DeviceIndex=1")
     return {name: value for name, value in pairs}
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _numbers(text: str, kind: type, count: int, what: str) -> list[Any]:
-    try:
-        values = [kind(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != count:
-        raise InputError(f"{what} {text!r} is not {count} numbers with commas; e.g. 0,1,2,3")
-    return values
 
 
 if __name__ == "__main__":

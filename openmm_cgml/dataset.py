@@ -1,7 +1,6 @@
-"""Mapped frames: `CGDataset` in memory, its HDF5 file, and `map_trajectory` that makes it."""
+"""Mapped frames: `CGDataset` in memory, and its HDF5 file."""
 
 import copy
-import inspect
 import json
 import sys
 from collections.abc import Iterator
@@ -13,24 +12,29 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .files import atomic_path, require_file, require_writable, sha256
-from .mapping import FORCE_MAPS
-from .mapping.core import Mapping, bonded_neighbours
-from .mapping.force_map import (
-    ConstraintFinder,
-    ForceGram,
-    ForceMap,
-    check_force_map,
-    constraints_from_system,
-)
-from .topology import CGTopology, atom_label
-from .trajectory import Trajectory
+from .files import atomic_path, require_file
+from .topology import CGTopology
 from .units import strip
 
 #: Version of the HDF5 layout; a reader refuses newer ones.
 SCHEMA_VERSION = 1
 
-_PER_FRAME = ("positions", "forces", "weights", "bias_energy", "box")
+#: Arrays with one entry a frame, as they are named in the file.
+PER_FRAME = (
+    "positions",
+    "forces",
+    "weights",
+    "bias_energy",
+    "box",
+    "trajectory",
+    "variables",
+)
+_TYPES = {
+    "weights": np.float64,
+    "bias_energy": np.float64,
+    "variables": np.float64,
+    "trajectory": np.int32,
+}
 _UNITS = {"positions": "nm", "forces": "kJ/mol/nm", "bias_energy": "kJ/mol", "box": "nm"}
 
 
@@ -46,6 +50,11 @@ class CGDataset:
         weights: (frames,) statistical weights that undo a bias; None if uniform.
         bias_energy: (frames,), kJ/mol; None if unbiased.
         box: (frames, 3, 3) box vectors, nm; None if not periodic.
+        trajectory: (frames,) whole numbers: which continuous run each frame belongs to, frames
+            of one run in order; None: all to one.
+        variables: (frames, variables) collective variables that the run was biased along, nm or
+            radians; None if there were none.
+        variable_names: their names.
         mapping: provenance of the map (matrices as triplets, constraint groups, force noise).
         sources: file name -> SHA-256 of what it was made from.
         bias: what the run was biased by, in words; "" if it was not.
@@ -65,6 +74,9 @@ class CGDataset:
     weights: np.ndarray | None = None
     bias_energy: np.ndarray | None = None
     box: np.ndarray | None = None
+    trajectory: np.ndarray | None = None
+    variables: np.ndarray | None = None
+    variable_names: tuple[str, ...] = ()
     mapping: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     bias: str = ""
@@ -84,7 +96,10 @@ class CGDataset:
             "weights": (frames,),
             "bias_energy": (frames,),
             "box": (frames, 3, 3),
+            "trajectory": (frames,),
+            "variables": (frames, len(self.variable_names)),
         }
+        object.__setattr__(self, "variable_names", tuple(self.variable_names))
         for name, shape in shapes.items():
             values = getattr(self, name)
             if values is None:
@@ -97,6 +112,8 @@ class CGDataset:
                     "(frames, beads, 3 as the positions and the topology say)"
                 )
             self._require_finite(name, values, first_frame)
+        if self.trajectory is not None and not np.issubdtype(self.trajectory.dtype, np.integer):
+            raise InputError("trajectory numbers are not whole; give integers, one a frame")
         if self.weights is not None:
             if (self.weights < 0).any():
                 frame = int(np.argmax(self.weights < 0))
@@ -143,7 +160,7 @@ class CGDataset:
         if isinstance(frames, (int, np.integer)):
             frames = [frames]
         part = copy.copy(self)  # frames that were checked are not checked again
-        for name in _PER_FRAME:
+        for name in PER_FRAME:
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(part, name, values[frames])
         if not len(part):
@@ -241,6 +258,7 @@ class DatasetWriter:
         self._mapping: dict[str, Any] = {}
         self._sources: dict[str, str] = {}
         self._bias = ""
+        self._variable_names: tuple[str, ...] = ()
 
     def __enter__(self) -> "DatasetWriter":
         import h5py
@@ -253,17 +271,17 @@ class DatasetWriter:
 
     def add(self, chunk: CGDataset) -> None:
         """Append the frames of a dataset."""
-        present = {n: v for n in _PER_FRAME if (v := getattr(chunk, n)) is not None}
+        present = {n: v for n in PER_FRAME if (v := getattr(chunk, n)) is not None}
         if self._names is None:
             self._names = tuple(present)
+            self._variable_names = chunk.variable_names
             for name, values in present.items():
-                wide = name in ("weights", "bias_energy")
                 data = self._file.create_dataset(
                     f"frames/{name}",
                     shape=(0, *values.shape[1:]),
                     maxshape=(None, *values.shape[1:]),
                     chunks=(max(1, min(1024, len(values))), *values.shape[1:]),
-                    dtype=np.float64 if wide else np.float32,
+                    dtype=_TYPES.get(name, np.float32),
                 )
                 if name in _UNITS:
                     data.attrs["unit"] = _UNITS[name]
@@ -299,6 +317,7 @@ class DatasetWriter:
             temperature_K=self._temperature,
             sources=json.dumps(self._sources),
             bias=self._bias,
+            variable_names=json.dumps(self._variable_names),
         )
 
 
@@ -310,7 +329,7 @@ def read_dataset(path: str | Path) -> CGDataset:
     """
     with _open(path) as (handle, described):
         for name, values in handle["frames"].items():
-            if name in _PER_FRAME:
+            if name in PER_FRAME:
                 described[name] = np.asarray(values)
     try:
         return CGDataset(**described)
@@ -327,7 +346,7 @@ def iterate_dataset(path: str | Path, size: int = 10_000) -> Iterator[CGDataset]
     if size < 1:
         raise InputError(f"chunks of {size} frames were asked for; give at least 1")
     with _open(path) as (handle, described):
-        stored = {n: d for n, d in handle["frames"].items() if n in _PER_FRAME}
+        stored = {n: d for n, d in handle["frames"].items() if n in PER_FRAME}
         for start in range(0, len(stored["positions"]), size):
             frames: dict[str, Any] = {n: d[start : start + size] for n, d in stored.items()}
             yield CGDataset(first_frame=start, **frames, **described)
@@ -360,208 +379,9 @@ def _open(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
                 "mapping": json.loads(handle["mapping"].asstr()[()]),
                 "sources": json.loads(handle.attrs["sources"]),
                 "bias": str(handle.attrs.get("bias", "")),
+                "variable_names": tuple(json.loads(handle.attrs.get("variable_names", "[]"))),
             }
             handle["frames/positions"]
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise InputError(damaged) from error
         yield handle, described
-
-
-def map_trajectory(
-    trajectory: Trajectory,
-    mapping: Mapping,
-    *,
-    temperature: Any,
-    force_map: str | ForceMap = "optimal",
-    constraints: Any = "find",
-    periodic: bool = True,
-    bias: str = "",
-    output: str | Path | None = None,
-    chunk: int = 2000,
-) -> CGDataset:
-    """Map a trajectory, and its forces if it has any, to a dataset.
-
-    Reads the trajectory a chunk at a time, and up to three times where forces are mapped: to find
-    constraints, to gather force statistics, and to map.
-
-    Args:
-        trajectory: from `read_trajectory`.
-        mapping: the position map.
-        temperature: K, of the physical ensemble that the frames (reweighted) represent.
-        force_map: a name in `FORCE_MAPS`, or a `ForceMap` of your own, which is checked.
-        constraints: pairs of atoms, an OpenMM System or its XML file, or ``"find"``: look for
-            distances that never change.
-        periodic: keep the trajectory's box, so that the model takes minimum images. False: treat
-            a whole molecule as isolated, e.g. a solute whose solvent is averaged out.
-        bias: what the run was biased by, in words; travels with the dataset and its models.
-        output: HDF5 file to write; also returned. None: in memory only.
-        chunk: frames read at a time.
-
-    Raises:
-        InputError: if the mapping does not fit the topology, or the force map is inconsistent.
-    """
-    temperature = strip(temperature, "kelvin", what="temperature", positive=True)
-    if isinstance(force_map, str):
-        FORCE_MAPS[force_map]  # a name that is not there is told before the data are read
-    if output is not None:
-        require_writable(output)
-    top = trajectory.topology
-    labels = tuple(atom_label(top, a) for a in range(top.n_atoms))
-    if labels != mapping.atom_labels:
-        raise InputError(
-            f"the mapping was made for {mapping.n_atoms} atoms "
-            f"({', '.join(mapping.atom_labels[:3])}, ...), the trajectory has {len(labels)} "
-            f"({', '.join(labels[:3])}, ...); make the mapping from the trajectory's topology"
-        )
-    fitted = None
-    if trajectory.has_forces:
-        pairs = _constraint_pairs(trajectory, constraints, chunk)
-        fitted = _fit_force_map(trajectory, mapping, force_map, pairs, chunk)
-    provenance = _describe(mapping, fitted)
-    files = list(dict.fromkeys(s for s in trajectory.sources if s))
-    names = [Path(s).name for s in files]
-    sources = {
-        n if names.count(n) == 1 else s: sha256(s) for n, s in zip(names, files, strict=True)
-    }
-    parts = _mapped_chunks(trajectory, mapping, fitted, periodic, chunk)
-    if output is not None:
-        with DatasetWriter(output, mapping.topology, temperature) as writer:
-            writer.describe(provenance, sources, bias)
-            for part in parts:
-                # Checks each chunk; a bad frame leaves no file behind.
-                writer.add(CGDataset(topology=mapping.topology, temperature=temperature, **part))
-        return read_dataset(output)
-    whole = list(parts)
-    arrays: dict[str, Any] = {
-        n: np.concatenate([p[n] for p in whole]) for n in whole[0] if n in _PER_FRAME
-    }
-    return CGDataset(
-        topology=mapping.topology,
-        temperature=temperature,
-        mapping=provenance,
-        sources=sources,
-        bias=bias,
-        **arrays,
-    )
-
-
-def _mapped_chunks(
-    trajectory: Trajectory,
-    mapping: Mapping,
-    force_map: ForceMap | None,
-    periodic: bool,
-    chunk: int,
-) -> Iterator[dict[str, Any]]:
-    """Yield the mapped arrays of each chunk, and the number of its first frame."""
-    start = 0
-    for frames in trajectory.chunks(chunk):
-        mapped: dict[str, Any] = {
-            "first_frame": start,
-            "positions": mapping.map_positions(frames.positions).astype(np.float32),
-        }
-        if force_map is not None and frames.forces is not None:
-            mapped["forces"] = force_map.map_forces(frames.forces).astype(np.float32)
-        if frames.box is not None:
-            _require_whole_beads(frames.positions, frames.box, mapping, start)
-            if periodic:
-                mapped["box"] = frames.box.astype(np.float32)
-            else:
-                _require_whole_molecule(mapped["positions"], frames.box, mapping.topology, start)
-        for name in ("weights", "bias_energy"):
-            if getattr(frames, name) is not None:
-                mapped[name] = getattr(frames, name)
-        yield mapped
-        start += len(frames)
-
-
-def _require_whole_beads(
-    positions: np.ndarray, box: np.ndarray, mapping: Mapping, first_frame: int
-) -> None:
-    """Refuse beads whose atoms lie on two sides of a periodic boundary: their mean is nowhere."""
-    if mapping.is_slice:
-        return
-    half = 0.5 * np.abs(np.diagonal(box, axis1=1, axis2=2))
-    for bead in range(len(mapping.topology)):
-        atoms = mapping.matrix[[bead]].indices
-        spread = np.ptp(positions[:, atoms], axis=1)  # zero for a single atom
-        if (spread > half).any():
-            frame = first_frame + int(np.argmax((spread > half).any(axis=1)))
-            raise InputError(
-                f"bead {mapping.topology.label(bead)} is torn across the periodic boundary in "
-                f"frame {frame}; make molecules whole first (e.g. mdtraj's image_molecules)"
-            )
-
-
-def _require_whole_molecule(
-    positions: np.ndarray, box: np.ndarray, topology: CGTopology, first_frame: int
-) -> None:
-    """Refuse to drop the box where bonded beads lie on two sides of it."""
-    half = 0.5 * np.abs(np.diagonal(box, axis1=1, axis2=2))
-    for i, j in topology.bonds:
-        torn = (np.abs(positions[:, i] - positions[:, j]) > half).any(axis=1)
-        if torn.any():
-            raise InputError(
-                f"beads {topology.label(i)} and {topology.label(j)} are bonded across the "
-                f"periodic boundary in frame {first_frame + int(torn.argmax())}, so the box "
-                "cannot be left out; make molecules whole first (e.g. mdtraj's image_molecules)"
-            )
-
-
-def _constraint_pairs(
-    trajectory: Trajectory, constraints: Any, chunk: int
-) -> list[tuple[int, int]]:
-    if not isinstance(constraints, str) or constraints != "find":
-        if isinstance(constraints, (str, Path)) or hasattr(constraints, "getNumConstraints"):
-            return constraints_from_system(constraints)
-        return [(int(i), int(j)) for i, j in constraints]
-    finder = ConstraintFinder(bonded_neighbours(trajectory.topology))
-    for frames in trajectory.chunks(chunk):
-        finder.add(frames.positions)
-    return finder.constraints()
-
-
-def _fit_force_map(
-    trajectory: Trajectory,
-    mapping: Mapping,
-    force_map: str | ForceMap,
-    pairs: list[tuple[int, int]],
-    chunk: int,
-) -> ForceMap:
-    if isinstance(force_map, ForceMap):
-        check_force_map(mapping, force_map.matrix, pairs)
-        return force_map
-    make = FORCE_MAPS[force_map]
-    if "gram" not in inspect.signature(make).parameters:
-        return make(mapping, pairs)
-    gram = ForceGram(mapping, pairs)
-    for frames in trajectory.chunks(chunk):
-        if frames.forces is not None:
-            gram.add(frames.forces)
-    return make(mapping, pairs, gram)
-
-
-def _describe(mapping: Mapping, force_map: ForceMap | None) -> dict[str, Any]:
-    """Return the map's provenance, JSON-able: sparse matrices as triplets."""
-    described: dict[str, Any] = {
-        "name": mapping.name,
-        "atoms": list(mapping.atom_labels),
-        "position_matrix": _triplets(mapping.matrix),
-    }
-    if force_map is not None:
-        described["force_map"] = {
-            "name": force_map.name,
-            "matrix": _triplets(force_map.matrix),
-            "constraint_groups": [list(g) for g in force_map.constraint_groups if len(g) > 1],
-            "mean_square": force_map.mean_square,
-            "ridge": force_map.ridge,
-        }
-    return described
-
-
-def _triplets(matrix: Any) -> dict[str, list[Any]]:
-    coo = matrix.tocoo()
-    return {
-        "row": coo.row.tolist(),
-        "column": coo.col.tolist(),
-        "value": coo.data.tolist(),
-    }

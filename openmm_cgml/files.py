@@ -73,3 +73,9 @@ def sha256(path: str | Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def segments_folder(path: str | Path) -> Path:
+    """Return where a run keeps its closed segments until it is finished."""
+    path = Path(path)
+    return path.with_name(path.name + ".segments")

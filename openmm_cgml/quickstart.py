@@ -13,10 +13,9 @@ from typing import Any
 
 from .analysis import Comparison, compare
 from .errors import InputError
-from .files import atomic_path
+from .files import atomic_path, segments_folder
 from .mapping import MAPPINGS
 from .report import write_report
-from .run_file import segments_folder
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +84,8 @@ def quickstart(
         InputError: if the folder cannot be made.
     """
     from .benchmark import backend_speeds
-    from .dataset import map_trajectory
     from .force import BACKEND_VARIABLE, BACKENDS, FASTEST, choose_backend
+    from .mapped import map_trajectory
     from .model_file import save_model
     from .native.ahead import compiling
     from .pmf import PMFS

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .files import atomic_path, require_file, require_writable
+from .files import atomic_path, require_file, require_writable, segments_folder
 from .topology import CGTopology
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,6 @@ FRAME_ARRAYS = {
 #: Arrays with one row an exchange.
 EXCHANGE_ARRAYS = {"time": ("ps", np.float64), "rung": ("", np.int16)}
 
-_SEGMENTS = ".segments"
 
 # Every rank of a run writes its copies; these have no copies and are the same on all ranks.
 _SHARED = ("time",)
@@ -412,11 +411,6 @@ def read_checkpoint(path: str | Path, rank: int = 0) -> tuple[dict[str, Any], Ch
             state=json.loads(group["state"].asstr()[()]),
             blob=bytes(np.asarray(group["openmm"])),
         )
-
-
-def segments_folder(path: Path) -> Path:
-    """Return the folder of a run's segments."""
-    return path.with_name(path.name + _SEGMENTS)
 
 
 def _segment_name(number: int, rank: int) -> str:

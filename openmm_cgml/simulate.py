@@ -25,7 +25,7 @@ from .force import BACKENDS, FASTEST, backend_problem
 from .parallel import Ranks
 from .replicas import replicate_topology, start_positions
 from .reporters import ReporterHost
-from .run_file import Checkpoint, Run, RunWriter, read_checkpoint, read_run, segments_folder
+from .run_file import Checkpoint, Run, RunWriter, read_checkpoint, read_run
 from .sampling import SlowCoordinates, effective_samples
 from .system import Model, load_model
 from .units import strip, strip_array

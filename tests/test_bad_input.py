@@ -21,9 +21,10 @@ from openmm import unit
 
 import openmm_cgml as cgml
 from openmm_cgml import cli
+from openmm_cgml.files import segments_folder
 from openmm_cgml.mapping.force_map import ForceMap
 from openmm_cgml.pmf.core import build
-from openmm_cgml.run_file import RunWriter, segments_folder
+from openmm_cgml.run_file import RunWriter
 from openmm_cgml.units import strip, strip_array, thermal_energy
 
 FRAMES = 60

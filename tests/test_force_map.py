@@ -8,14 +8,13 @@ import pytest
 import scipy.sparse
 
 import openmm_cgml as cgml
+from openmm_cgml.mapping.constraints import ConstraintFinder, constraints_from_system
 from openmm_cgml.mapping.core import Mapping
 from openmm_cgml.mapping.force_map import (
-    ConstraintFinder,
     ForceGram,
     ForceMap,
     basic_force_map,
     check_force_map,
-    constraints_from_system,
     optimal_force_map,
 )
 from openmm_cgml.units import thermal_energy

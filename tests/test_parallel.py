@@ -19,8 +19,9 @@ import pytest
 from handmade import Springs
 
 import openmm_cgml as cgml
+from openmm_cgml.files import segments_folder
 from openmm_cgml.parallel import Ranks
-from openmm_cgml.run_file import FRAME_ARRAYS, segments_folder
+from openmm_cgml.run_file import FRAME_ARRAYS
 from openmm_cgml.units import thermal_energy
 
 pytestmark = pytest.mark.skipif(

@@ -24,8 +24,9 @@ from handmade import Springs
 
 import openmm_cgml as cgml
 from openmm_cgml import files, run_file
+from openmm_cgml.files import segments_folder
 from openmm_cgml.force import backend_problem, torchforce_problem
-from openmm_cgml.run_file import FRAME_ARRAYS, Checkpoint, RunWriter, segments_folder
+from openmm_cgml.run_file import FRAME_ARRAYS, Checkpoint, RunWriter
 
 INTERVAL = 0.02  # ps, ten steps
 FRAMES = 120

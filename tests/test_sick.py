@@ -12,8 +12,9 @@ import openmm
 import pytest
 
 import openmm_cgml as cgml
+from openmm_cgml.files import segments_folder
 from openmm_cgml.force import backend_problem
-from openmm_cgml.run_file import FRAME_ARRAYS, segments_folder
+from openmm_cgml.run_file import FRAME_ARRAYS
 from openmm_cgml.simulate import SimulationError, _Loop
 from openmm_cgml.units import thermal_energy
 

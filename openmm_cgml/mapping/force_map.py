@@ -12,15 +12,15 @@ the atoms of a bead and what is constrained to them. The *optimal* map has the l
 (Kraemer et al. 2023, doi:10.1021/acs.jpclett.3c00444).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse
-import scipy.sparse.csgraph
 
 from ..errors import InputError
+from .constraints import constraint_groups, tie_matrix
 from .core import Mapping, apply_matrix
 
 #: Ridge strengths tried by cross-validation, in units of the mean diagonal of the Gram matrix.
@@ -69,7 +69,7 @@ class ForceGram:
         self, mapping: Mapping, constraints: Iterable[tuple[int, int]], block_frames: int = 250
     ) -> None:
         self.groups = constraint_groups(constraints, mapping.n_atoms)
-        self._tie = _tie_matrix(self.groups)
+        self._tie = tie_matrix(self.groups)
         self._block_frames = block_frames
         self.blocks: list[np.ndarray] = []
         self.frames: list[int] = []
@@ -106,7 +106,7 @@ def basic_force_map(mapping: Mapping, constraints: Iterable[tuple[int, int]] = (
         InputError: if two beads share atoms, or constraints join atoms of two beads.
     """
     groups = constraint_groups(constraints, mapping.n_atoms)
-    tie = _tie_matrix(groups)
+    tie = tie_matrix(groups)
     grouped = scipy.sparse.csr_array(mapping.matrix @ tie.T)
     used = scipy.sparse.csr_array((np.abs(mapping.matrix) @ tie.T) > 0, dtype=np.float64)
     shared = np.flatnonzero(np.asarray(used.sum(axis=0)).ravel() > 1)
@@ -148,7 +148,7 @@ def optimal_force_map(
     groups = constraint_groups(constraints, mapping.n_atoms)
     if groups != gram.groups:
         raise InputError("the force statistics were gathered with other constraints; redo them")
-    tie = _tie_matrix(groups)
+    tie = tie_matrix(groups)
     grouped_map = np.asarray((mapping.matrix @ tie.T).toarray())
     _require_solvable(mapping, grouped_map)
     blocks, frames = np.stack(gram.blocks), np.array(gram.frames, dtype=float)
@@ -212,114 +212,6 @@ def check_force_map(
                 f"{mapping.atom_labels[second]}: bead {bead} weighs their forces differently; "
                 "give both the same weight"
             )
-
-
-def constraint_groups(
-    constraints: Iterable[tuple[int, int]], atoms: int
-) -> tuple[tuple[int, ...], ...]:
-    """Return the sets of atoms that constraints join, free atoms as groups of one.
-
-    Raises:
-        InputError: if a constraint names an atom that does not exist.
-    """
-    pairs = np.array(list(constraints), dtype=int).reshape(-1, 2)
-    if len(pairs) and (pairs.min() < 0 or pairs.max() >= atoms):
-        raise InputError(
-            f"a constraint names atom {int(pairs.max())} but there are {atoms} atoms; "
-            "give the System of this topology"
-        )
-    graph = scipy.sparse.coo_array((np.ones(len(pairs)), pairs.T), shape=(atoms, atoms))
-    component = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
-    groups: list[list[int]] = [[] for _ in range(component.max() + 1)]
-    for atom, group in enumerate(component):
-        groups[group].append(atom)
-    return tuple(sorted(tuple(g) for g in groups))
-
-
-def constraints_from_system(system: Any) -> list[tuple[int, int]]:
-    """Return the constrained pairs of an OpenMM System, or of a System XML file's path.
-
-    The XML is parsed as text, not deserialised: deserialising could run code that it holds.
-
-    Raises:
-        InputError: if the file is missing or not a System.
-    """
-    if hasattr(system, "getNumConstraints"):
-        found = [system.getConstraintParameters(k) for k in range(system.getNumConstraints())]
-        return [(int(i), int(j)) for i, j, _ in found]
-    from xml.etree import ElementTree
-
-    from ..files import require_file
-
-    path = require_file(system, "System XML")
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path} is not XML ({error}); give a serialised OpenMM System") from None
-    if root.tag != "System":
-        raise InputError(
-            f"{path} holds a {root.tag}, not an OpenMM System; give a serialised System"
-        )
-    return [(int(c.get("p1", 0)), int(c.get("p2", 0))) for c in root.iterfind("Constraints/*")]
-
-
-class ConstraintFinder:
-    """Find constrained distances in a trajectory, streamed: pairs whose length never changes.
-
-    Candidates are atoms one or two bonds apart; memory does not grow with frames.
-
-    Args:
-        neighbours: each atom's bonded atoms.
-        tolerance: largest standard deviation of a constrained distance, nm. Bonds that are free
-            to vibrate have 0.002 nm or more at 300 K; rounding to 0.001 nm in XTC files leaves
-            0.0004.
-    """
-
-    def __init__(self, neighbours: Sequence[Sequence[int]], tolerance: float = 1e-3) -> None:
-        pairs = {(i, j) for i, around in enumerate(neighbours) for j in around if i < j}
-        for around in neighbours:
-            pairs |= {(i, j) for i in around for j in around if i < j}
-        self.pairs = np.array(sorted(pairs), dtype=int).reshape(-1, 2)
-        self.tolerance = tolerance
-        self._reference = np.zeros(len(self.pairs))
-        self._sum = np.zeros(len(self.pairs))
-        self._square = np.zeros(len(self.pairs))
-        self._frames = 0
-
-    def add(self, positions: np.ndarray) -> None:
-        """Add positions (frames, atoms, 3), nm."""
-        if not len(self.pairs):
-            return
-        vectors = positions[:, self.pairs[:, 1]] - positions[:, self.pairs[:, 0]]
-        lengths = np.sqrt((vectors**2).sum(-1))
-        if self._frames == 0:
-            self._reference = lengths[0]
-        lengths = lengths - self._reference
-        self._sum += lengths.sum(0)
-        self._square += (lengths**2).sum(0)
-        self._frames += len(lengths)
-
-    def constraints(self) -> list[tuple[int, int]]:
-        """Return the pairs found.
-
-        Raises:
-            InputError: if fewer than 10 frames were seen: too few to tell.
-        """
-        if self._frames < 10:
-            raise InputError(
-                f"{self._frames} frames are too few to find constraints in; "
-                "give the OpenMM System, or constraints=()"
-            )
-        variance = self._square / self._frames - (self._sum / self._frames) ** 2
-        fixed = np.sqrt(np.maximum(variance, 0)) < self.tolerance
-        return [(int(i), int(j)) for i, j in self.pairs[fixed]]
-
-
-def _tie_matrix(groups: Sequence[Sequence[int]]) -> Any:
-    """Return the sparse 0/1 (groups, atoms) matrix that sums atoms over their group."""
-    rows = [g for g, atoms in enumerate(groups) for _ in atoms]
-    columns = [a for atoms in groups for a in atoms]
-    return scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)))
 
 
 def _least_rows(gram: np.ndarray, grouped_map: np.ndarray, ridge: float) -> np.ndarray:

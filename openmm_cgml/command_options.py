@@ -1,0 +1,32 @@
+"""Options and helpers that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import InputError
+
+# More threads gain little for a few beads, and cost much where other processes run too.
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads of torch.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
+
+
+def say(text: str) -> None:
+    """Print to standard error: standard output is for results that programs read."""
+    typer.echo(text, err=True)
+
+
+def parse_numbers(text: str, kind: type, count: int, what: str) -> list[Any]:
+    """Return numbers given with commas.
+
+    Raises:
+        InputError: if there are not `count` of them.
+    """
+    try:
+        values = [kind(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count:
+        raise InputError(f"{what} {text!r} is not {count} numbers with commas; e.g. 0,1,2,3")
+    return values
