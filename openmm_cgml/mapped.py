@@ -1,6 +1,5 @@
 """From an all-atom trajectory to a dataset of beads: `map_trajectory`."""
 
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from .errors import InputError
 from .files import require_writable, sha256
 from .mapping import FORCE_MAPS
 from .mapping.constraints import ConstraintFinder, constraints_from_system
-from .mapping.core import Mapping, bonded_neighbours
-from .mapping.force_map import ForceGram, ForceMap, check_force_map
+from .mapping.core import Mapping, bonded_neighbours, triplets
+from .mapping.force_map import ForceMap, check_force_map
 from .topology import CGTopology, atom_label
 from .trajectory import Trajectory
 from .units import strip
@@ -112,7 +111,9 @@ def _mapped_chunks(
             "positions": mapping.map_positions(frames.positions).astype(np.float32),
         }
         if force_map is not None and frames.forces is not None:
-            mapped["forces"] = force_map.map_forces(frames.forces).astype(np.float32)
+            mapped["forces"] = force_map.map_forces(frames.forces, frames.positions).astype(
+                np.float32
+            )
         if frames.box is not None:
             _require_whole_beads(frames.positions, frames.box, mapping, start)
             if periodic:
@@ -182,14 +183,12 @@ def _fit_force_map(
     if isinstance(force_map, ForceMap):
         check_force_map(mapping, force_map.matrix, pairs)
         return force_map
-    make = FORCE_MAPS[force_map]
-    if "gram" not in inspect.signature(make).parameters:
-        return make(mapping, pairs)
-    gram = ForceGram(mapping, pairs)
-    for frames in trajectory.chunks(chunk):
-        if frames.forces is not None:
-            gram.add(frames.forces)
-    return make(mapping, pairs, gram)
+    fit = FORCE_MAPS[force_map](mapping, pairs)
+    if fit.uses_frames:
+        for frames in trajectory.chunks(chunk):
+            if frames.forces is not None:
+                fit.add(frames.forces, frames.positions)
+    return fit.fit()
 
 
 def _describe(mapping: Mapping, force_map: ForceMap | None) -> dict[str, Any]:
@@ -197,23 +196,8 @@ def _describe(mapping: Mapping, force_map: ForceMap | None) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": mapping.name,
         "atoms": list(mapping.atom_labels),
-        "position_matrix": _triplets(mapping.matrix),
+        "position_matrix": triplets(mapping.matrix),
     }
     if force_map is not None:
-        described["force_map"] = {
-            "name": force_map.name,
-            "matrix": _triplets(force_map.matrix),
-            "constraint_groups": [list(g) for g in force_map.constraint_groups if len(g) > 1],
-            "mean_square": force_map.mean_square,
-            "ridge": force_map.ridge,
-        }
+        described["force_map"] = force_map.describe()
     return described
-
-
-def _triplets(matrix: Any) -> dict[str, list[Any]]:
-    coo = matrix.tocoo()
-    return {
-        "row": coo.row.tolist(),
-        "column": coo.col.tolist(),
-        "value": coo.data.tolist(),
-    }

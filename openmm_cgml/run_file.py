@@ -491,7 +491,7 @@ class _opened:
                 raise self._damaged() from error
 
     def _damaged(self) -> InputError:
-        if self.path.parent.name.endswith(_SEGMENTS):
+        if self.path.parent.name.endswith(".segments"):
             return InputError(
                 f"segment {self.path} is damaged or cut short; remove it and those after it to go "
                 "on from what was before"

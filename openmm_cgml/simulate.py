@@ -21,6 +21,7 @@ from .dataset import CGDataset
 from .engine import Engine, find_backend, find_platform, lfmiddle_integrator
 from .errors import CGMLError, InputError
 from .extrapolation import CoordinateRanges
+from .files import segments_folder
 from .force import BACKENDS, FASTEST, backend_problem
 from .parallel import Ranks
 from .replicas import replicate_topology, start_positions

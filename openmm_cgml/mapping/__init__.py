@@ -2,8 +2,9 @@
 
 `MAPPINGS` holds the presets: ``MAPPINGS["backbone"](topology)`` returns a `Mapping`.
 
-`FORCE_MAPS` holds the force maps that go with any of them: functions of a mapping and the
-constrained pairs, and of the force statistics (`ForceGram`) if they have an argument ``gram``.
+`FORCE_MAPS` holds the makers of force maps that go with any of them:
+``FORCE_MAPS["optimal"](mapping, constraints)`` takes frames by ``add(forces, positions)`` and
+returns the map by ``fit()``.
 """
 
 from ..registry import Registry
@@ -20,7 +21,7 @@ MAPPINGS = Registry(
 FORCE_MAPS = Registry(
     "force map",
     {
-        "basic": "openmm_cgml.mapping.force_map:basic_force_map",
-        "optimal": "openmm_cgml.mapping.force_map:optimal_force_map",
+        "basic": "openmm_cgml.mapping.force_map:BasicFit",
+        "optimal": "openmm_cgml.mapping.force_map:OptimalFit",
     },
 )

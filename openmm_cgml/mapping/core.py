@@ -99,6 +99,16 @@ def apply_matrix(matrix: Any, values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(mapped.reshape(-1, frames, 3).transpose(1, 0, 2))
 
 
+def triplets(matrix: Any) -> dict[str, list[Any]]:
+    """Return a sparse matrix as JSON-able lists."""
+    coo = matrix.tocoo()
+    return {
+        "row": coo.row.tolist(),
+        "column": coo.col.tolist(),
+        "value": coo.data.tolist(),
+    }
+
+
 def slice_mapping(
     top: Any,
     atoms: Sequence[int],

@@ -21,7 +21,7 @@ import scipy.sparse
 
 from ..errors import InputError
 from .constraints import constraint_groups, tie_matrix
-from .core import Mapping, apply_matrix
+from .core import Mapping, apply_matrix, triplets
 
 #: Ridge strengths tried by cross-validation, in units of the mean diagonal of the Gram matrix.
 RIDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -46,9 +46,60 @@ class ForceMap:
     mean_square: float | None = None
     ridge: float | None = None
 
-    def map_forces(self, forces: np.ndarray) -> np.ndarray:
-        """Map forces (frames, atoms, 3) to (frames, beads, 3), kJ/mol/nm."""
+    def map_forces(self, forces: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
+        """Map forces (frames, atoms, 3) to (frames, beads, 3), kJ/mol/nm.
+
+        Positions have no influence: the map is constant.
+        """
         return apply_matrix(self.matrix, forces)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a dataset records of the map, JSON-able."""
+        return {
+            "name": self.name,
+            "matrix": triplets(self.matrix),
+            "constraint_groups": [list(g) for g in self.constraint_groups if len(g) > 1],
+            "mean_square": self.mean_square,
+            "ridge": self.ridge,
+        }
+
+
+class BasicFit:
+    """Make the basic map; takes no statistics.
+
+    Like every entry of `FORCE_MAPS`: made from a mapping and the constrained pairs, fed with
+    consecutive frames by `add` if `uses_frames`, and `fit` returns the map.
+    """
+
+    uses_frames = False
+
+    def __init__(self, mapping: Mapping, constraints: Iterable[tuple[int, int]]) -> None:
+        self.mapping, self.constraints = mapping, list(constraints)
+
+    def add(self, forces: np.ndarray, positions: np.ndarray) -> None:
+        """Take forces and positions (frames, atoms, 3)."""
+
+    def fit(self) -> ForceMap:
+        """Return the map."""
+        return basic_force_map(self.mapping, self.constraints)
+
+
+class OptimalFit(BasicFit):
+    """Make the optimal map from streamed force statistics."""
+
+    uses_frames = True
+
+    def __init__(self, mapping: Mapping, constraints: Iterable[tuple[int, int]]) -> None:
+        super().__init__(mapping, constraints)
+        self.gram = ForceGram(mapping, self.constraints)
+
+    def add(self, forces: np.ndarray, positions: np.ndarray) -> None:
+        """Take forces (frames, atoms, 3), kJ/mol/nm, that follow those added before."""
+        self.gram.add(forces)
+
+    def fit(self) -> ForceMap:
+        """Return the map of least noise on the frames added."""
+        return optimal_force_map(self.mapping, self.constraints, self.gram)
 
 
 class ForceGram:
