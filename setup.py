@@ -53,6 +53,7 @@ REQUIRES = [
     "matplotlib",
     "rich",
     "typer",
+    'tomli; python_version < "3.11"',  # the standard library has it from then on
     "setuptools",  # for torch's compiler; torch 2.9 requires it only from Python 3.12 on
 ]
 

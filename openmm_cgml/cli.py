@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .command_data import data_app
 from .command_map import map_command
 from .command_options import Output, Threads, parse_numbers, say
+from .command_reference import reference_command
 from .errors import CGMLError, InputError
 from .pmf import PMFS
 
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 
 app.command("map")(map_command)
+app.command("reference")(reference_command)
+app.add_typer(data_app, name="data")
 
 
 @app.command()

@@ -1,19 +1,34 @@
-"""``cgml map``: an all-atom trajectory to a dataset of beads."""
+"""``cgml map``: an all-atom trajectory to a dataset of beads, and pictures of beads."""
 
+from collections import Counter
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .command_options import Output, say
+from .command_options import say
+from .errors import InputError
 from .mapping import FORCE_MAPS, MAPPINGS
+
+#: How many beads are listed by name.
+_LISTED = 200
 
 
 def map_command(
-    trajectory: Annotated[list[str], typer.Argument(help="All-atom trajectory file(s).")],
-    output: Output,
-    temperature: Annotated[float, typer.Option(help="Of the ensemble, K.")],
+    context: typer.Context,
+    trajectory: Annotated[
+        list[str] | None,
+        typer.Argument(help="All-atom trajectory file(s); none to see the beads alone."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Dataset to write.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the ensemble, K.")] = None,
     top: Annotated[str | None, typer.Option(help="Topology: .pdb, .prmtop, .psf, .top.")] = None,
     mapping: Annotated[str, typer.Option(help=f"One of: {', '.join(MAPPINGS)}.")] = "backbone",
+    table: Annotated[
+        str | None, typer.Option(help="Instead of --mapping: your table of beads, .toml or .json.")
+    ] = None,
     select: Annotated[
         list[str] | None,
         typer.Option(
@@ -22,6 +37,9 @@ def map_command(
         ),
     ] = None,
     com: Annotated[bool, typer.Option("--com", help="Selections give centres of mass.")] = False,
+    draw: Annotated[
+        str | None, typer.Option(help="Picture of the beads to write: .png, .svg or .pdf.")
+    ] = None,
     forces: Annotated[str | None, typer.Option(help="Forces: .npy or .npz.")] = None,
     weights: Annotated[str | None, typer.Option(help="Frame weights: .npy or .npz.")] = None,
     bias_energy: Annotated[str | None, typer.Option(help="Bias energy: .npy or .npz.")] = None,
@@ -39,13 +57,31 @@ def map_command(
         str, typer.Option(help="kJ/mol/nm, kcal/mol/angstrom, ...")
     ] = "kJ/mol/nm",
 ) -> None:
-    """Map an all-atom trajectory, and its forces, to a dataset of beads."""
+    """Map an all-atom trajectory, and its forces, to a dataset of beads.
+
+    Without a trajectory: show what beads a mapping makes of a topology, and --draw them.
+    """
     from .files import require_writable
     from .mapped import map_trajectory
-    from .mapping.custom import selection_mapping
+    from .topology import read_topology
     from .trajectory import read_trajectory
 
-    require_writable(output)
+    if not trajectory:
+        if top is None or output or forces or temperature is not None:
+            context.fail("Missing argument 'TRAJECTORY...'.")
+        atoms = read_topology(top)
+        beads = _beads(atoms, mapping, table, select, com)
+        _say_counts(beads)
+        _say_beads(beads, atoms)
+        if draw is not None:
+            _draw(draw, beads, atoms, *_coordinates(top, atoms))
+        return
+    if output is None and draw is None:
+        context.fail("Missing option '--output' / '-o'.")
+    if output is not None and temperature is None:
+        context.fail("Missing option '--temperature'.")
+    if output is not None:
+        require_writable(output)
     source = read_trajectory(
         list(trajectory) if len(trajectory) > 1 else trajectory[0],
         top=top,
@@ -55,11 +91,15 @@ def map_command(
         length_unit=length_unit,
         force_unit=force_unit,
     )
-    if select:
-        chosen: Any = select[0] if len(select) == 1 else select
-        beads = selection_mapping(source.topology, chosen, kind="com" if com else "slice")
-    else:
-        beads = MAPPINGS[mapping](source.topology)
+    atoms = source.topology
+    beads = _beads(atoms, mapping, table, select, com)
+    if draw is not None:
+        frame = next(source.chunks(1))
+        _draw(draw, beads, atoms, frame.positions, None if frame.box is None else frame.box[0])
+    if output is None or temperature is None:
+        _say_counts(beads)
+        _say_beads(beads, atoms)
+        return
     dataset = map_trajectory(
         source,
         beads,
@@ -71,10 +111,66 @@ def map_command(
         output=output,
     )
     say(f"{output}: {len(dataset)} frames of {len(dataset.topology)} beads")
-    say("beads: " + " ".join(dataset.topology.label(b) for b in range(len(dataset.topology))))
+    _say_beads(beads, atoms)
     if dataset.forces is None:
         say("no forces in the data: force matching needs some (--forces)")
     else:
         groups = dataset.mapping["force_map"]["constraint_groups"]
         rms = float((dataset.forces.astype(float) ** 2).mean() ** 0.5)
         say(f"{force_map} force map, {len(groups)} constrained groups, force RMS {rms:.0f}")
+
+
+def _beads(
+    atoms: Any, mapping: str, table: str | None, select: list[str] | None, com: bool
+) -> Any:
+    """Return the `Mapping` that the options describe."""
+    from .mapping.custom import selection_mapping
+    from .mapping.table import table_mapping
+
+    if table is not None and select:
+        raise InputError("--table and --select both say what the beads are; give one of them")
+    if table is not None:
+        return table_mapping(atoms, table)
+    if select:
+        chosen: Any = select[0] if len(select) == 1 else select
+        return selection_mapping(atoms, chosen, kind="com" if com else "slice")
+    return MAPPINGS[mapping](atoms)
+
+
+def _say_beads(beads: Any, atoms: Any) -> None:
+    """Print the beads, and which residues have none."""
+    from .mapping.residue import left_out
+
+    labels = [beads.topology.label(b) for b in range(len(beads.topology))]
+    more = f" and {len(labels) - _LISTED} more" if len(labels) > _LISTED else ""
+    say(f"beads: {' '.join(labels[:_LISTED])}{more}")
+    if missing := left_out(beads, atoms):
+        say(f"without beads: {_counted(missing)}")
+
+
+def _say_counts(beads: Any) -> None:
+    """Print how many beads there are of each type."""
+    counts = _counted(Counter(beads.topology.bead_types))
+    say(f"{beads.name}: {len(beads.topology)} beads of {beads.n_atoms} atoms: {counts}")
+
+
+def _counted(counts: Any) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _coordinates(top: str, atoms: Any) -> tuple[Any, Any]:
+    """Return (positions, box) of the topology's own file, None for what it does not hold."""
+    if not top.lower().endswith((".pdb", ".gro", ".h5", ".hdf5")):
+        say(f"{top} is drawn flat: only a .pdb, .gro or .h5 file, or a trajectory, has positions")
+        return None, None
+    from .trajectory import read_trajectory
+
+    frame = next(read_trajectory(top, top=atoms).chunks(1))
+    return frame.positions, None if frame.box is None else frame.box[0]
+
+
+def _draw(path: str, beads: Any, atoms: Any, positions: Any, box: Any) -> None:
+    from .map_picture import draw_mapping
+
+    draw_mapping(beads, atoms, positions, path, box=box)
+    say(f"{path}: picture of the beads")

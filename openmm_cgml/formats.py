@@ -1,19 +1,32 @@
 """Files of frames: opening each format, and refusing those that were cut short."""
 
+import hashlib
+import mmap
 import struct
-from collections.abc import Callable, Iterator
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from .errors import InputError, first_line
 from .files import require_file
+from .periodic import box_vectors
 from .units import LENGTH_UNITS, strip_array, unit_factor
 
 #: What may lie beside positions, one value a frame.
 BESIDE = ("forces", "weights", "bias_energy", "box")
+
+#: Arrays of an .npz from this size on are not loaded.
+_MAPPED_BYTES = 1 << 20
+
+#: Magic number, size, step, time and box, and number of atoms once more.
+_XTC_HEADER = struct.Struct(">i48xi")
+
+_Item = TypeVar("_Item")
 
 _MDTRAJ_FORMATS = (".dcd", ".xtc", ".trr", ".nc", ".pdb")
 
@@ -96,13 +109,34 @@ def _open_npz(path: Path) -> Source:
                 f"{path} has no array 'positions' (it has {', '.join(handle.files)}); "
                 "rename the array"
             )
-        beside = {name: handle[name] for name in BESIDE if name in handle.files}
-        return Source(str(path), handle["positions"], beside)
+        beside = {n: _npz_array(path, handle, n) for n in BESIDE if n in handle.files}
+        return Source(str(path), _npz_array(path, handle, "positions"), beside)
+
+
+def _npz_array(path: Path, handle: Any, name: str) -> np.ndarray:
+    """Return an array of an open .npz; a large one that is not compressed stays on disk."""
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < _MAPPED_BYTES:
+            return handle[name]
+        with archive.open(entry) as content:
+            while content.read(1 << 20):
+                pass  # to its end, where its checksum is compared
+    with open(path, "rb") as raw:
+        raw.seek(entry.header_offset + 26)
+        raw.seek(sum(struct.unpack("<2H", raw.read(4))), 1)  # its name and extra field
+        npy = np.lib.format
+        first = npy.read_magic(raw) == (1, 0)
+        header = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+        shape, fortran, kind = header(raw)
+        if kind.hasobject:
+            return handle[name]  # which refuses it
+        at = raw.tell()
+    return np.memmap(path, kind, mode="r", offset=at, shape=shape, order="F" if fortran else "C")
 
 
 def _open_mdtraj_hdf5(path: Path) -> Source:
     import h5py
-    import mdtraj.utils
 
     with h5py.File(path, "r") as handle:
         if "coordinates" not in handle:
@@ -118,10 +152,7 @@ def _open_mdtraj_hdf5(path: Path) -> Source:
         beside: dict[str, Any] = {}
         if "cell_lengths" in handle:
             lengths = np.asarray(handle["cell_lengths"]) * factor
-            vectors = mdtraj.utils.lengths_and_angles_to_box_vectors(
-                *lengths.T, *np.asarray(handle["cell_angles"]).T
-            )
-            beside["box"] = np.stack(vectors, axis=1)
+            beside["box"] = box_vectors(lengths, np.asarray(handle["cell_angles"]))
         for name in ("forces", "weights", "bias_energy"):
             if name in handle:
                 beside[name] = _Stored(path, name, handle[name].shape)
@@ -152,7 +183,7 @@ def read_array(source: Any, name: str) -> Source:
                 raise InputError(
                     f"{path} has no array {name!r} (it has {', '.join(loaded.files)}); rename it"
                 )
-            return Source(str(path), None, {name: loaded[name]})
+            return Source(str(path), None, {name: _npz_array(path, loaded, name)})
     except InputError:
         raise
     except Exception as error:
@@ -177,6 +208,9 @@ def read_positions(
         return
     path = source.positions
     require_whole_trajectory(path)
+    if path.suffix.lower() == ".dcd" and not (layout := _dcd_layout(path)).fixed:
+        yield from _read_dcd(path, layout, top.n_atoms, size)
+        return
     with_top = {} if path.suffix.lower() == ".pdb" else {"top": top}
     chunks = iter(mdtraj.iterload(str(path), chunk=size, **with_top))
     while True:
@@ -197,7 +231,71 @@ def read_positions(
             ) from error
         if chunk.n_frames == 0:
             return
-        yield chunk.xyz, chunk.unitcell_vectors
+        yield chunk.xyz, unit_cells(chunk)
+
+
+def unit_cells(frames: Any) -> np.ndarray | None:
+    """Return the box vectors (frames, 3, 3), nm, of an mdtraj.Trajectory; None without.
+
+    Its own `unitcell_vectors` looks at the frames one by one, which takes four times as long as
+    to read them.
+    """
+    if frames.unitcell_lengths is None or frames.unitcell_angles is None:
+        return None
+    return box_vectors(frames.unitcell_lengths, frames.unitcell_angles)
+
+
+class FileHashes:
+    """SHA-256 of files, taken in a thread of its own while something else reads them.
+
+    Hashing needs the interpreter only between the pieces that it reads, which are large: a reader
+    in C keeps it for a whole chunk of frames.
+
+    Args:
+        files: name -> file.
+    """
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._files = dict(files)
+        self._found: dict[str, str] = {}
+        self._error: InputError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def beside(self, items: Iterator[_Item]) -> Iterator[_Item]:
+        """Yield the items and hash meanwhile; where they end early, so does the hashing."""
+        self._thread.start()
+        try:
+            yield from items
+            self._thread.join()
+        finally:
+            self._stop.set()
+
+    def result(self) -> dict[str, str]:
+        """Return the hex digests by name, when all items have come.
+
+        Raises:
+            InputError: if a file could not be read again.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+    def _run(self) -> None:
+        buffer = memoryview(bytearray(1 << 24))
+        for name, file in self._files.items():
+            digest = hashlib.sha256()
+            try:
+                with open(file, "rb", buffering=0) as handle:
+                    while (count := handle.readinto(buffer)) and not self._stop.is_set():
+                        digest.update(buffer[:count])
+            except OSError as error:
+                self._error = InputError(
+                    f"cannot read {file} once more for its SHA-256 ({first_line(error)}); keep it "
+                    "in place while it is mapped"
+                )
+                return
+            self._found[name] = digest.hexdigest()
 
 
 def require_whole_trajectory(path: Path) -> None:
@@ -226,26 +324,96 @@ def require_whole_trajectory(path: Path) -> None:
         raise InputError(f"{path} {problem}; make it again, or cut it to whole frames")
 
 
-def _check_dcd(handle: BinaryIO, size: int, _: str) -> str | None:
-    head = handle.read(92)
-    order = "<" if head[:4] == struct.pack("<i", 84) else ">"
-    marker, promised, fixed, cell, fourth, version, end = (
-        struct.unpack_from(order + "i", head, at)[0] for at in (0, 8, 40, 48, 52, 84, 88)
-    )
-    if (marker, end, head[4:8]) != (84, 84, b"CORD"):
-        raise ValueError("not a DCD header")
-    if fixed:
-        return None  # its frames differ in length
-    (title,) = struct.unpack(order + "i", handle.read(4))
-    handle.seek(title + 4, 1)
-    _, atoms, _ = struct.unpack(order + "3i", handle.read(12))
+@dataclass(frozen=True)
+class _DCDLayout:
+    """Where the frames of a DCD file are.
+
+    Attributes:
+        promised: number of frames that the header says.
+        fixed: number of atoms that are written once only, so that frames differ in length.
+        offset: bytes before the first frame.
+        record: of one frame; blocks of numbers between markers of their length.
+    """
+
+    promised: int
+    fixed: int
+    atoms: int
+    offset: int
+    record: np.dtype[Any]
+
+
+def _dcd_layout(path: Path) -> _DCDLayout:
+    with open(path, "rb") as handle:
+        head = handle.read(92)
+        order = "<" if head[:4] == struct.pack("<i", 84) else ">"
+        marker, promised, fixed, cell, fourth, version, end = (
+            struct.unpack_from(order + "i", head, at)[0] for at in (0, 8, 40, 48, 52, 84, 88)
+        )
+        if (marker, end, head[4:8]) != (84, 84, b"CORD"):
+            raise ValueError("not a DCD header")
+        (title,) = struct.unpack(order + "i", handle.read(4))
+        handle.seek(title + 4, 1)
+        _, atoms, _ = struct.unpack(order + "3i", handle.read(12))
+        offset = handle.tell()
     # X-PLOR's files (version 0) have neither flag but a number of another kind in their place.
-    blocks = 4 if version and fourth else 3
-    frame = blocks * (4 * atoms + 8) + (56 if version and cell else 0)
-    held, rest = divmod(size - handle.tell(), frame)
-    if rest or held < promised:
+    blocks = [("cell", "f8", 6)] if version and cell else []
+    blocks += [(name, "f4", atoms) for name in ("xyzw" if version and fourth else "xyz")]
+    fields: list[tuple[Any, ...]] = []
+    for name, kind, count in blocks:
+        fields += [(name + "<", order + "i4"), (name, order + kind, (count,))]
+        fields += [(name + ">", order + "i4")]
+    return _DCDLayout(promised, fixed, atoms, offset, np.dtype(fields))
+
+
+def _read_dcd(
+    path: Path, layout: _DCDLayout, atoms: int, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Read what mdtraj reads, several times as fast: it goes from number to number."""
+    if layout.atoms != atoms:
+        raise InputError(
+            f"{path} does not fit the topology of {atoms} atoms (it has {layout.atoms}); "
+            "give the topology that it was written with"
+        )
+    sizes = {n: layout.record[n].itemsize for n in layout.record.names or () if n.isalpha()}
+    with open(path, "rb") as handle:
+        handle.seek(layout.offset)
+        start = 0
+        while len(frames := np.fromfile(handle, layout.record, size)):
+            for name, length in sizes.items():
+                wrong = (frames[name + "<"] != length) | (frames[name + ">"] != length)
+                if wrong.any():
+                    raise InputError(
+                        f"{path} is damaged (a wrong marker in frame {start + int(wrong.argmax())}"
+                        "); make it again, or cut it to whole frames"
+                    )
+            positions = np.empty((len(frames), atoms, 3), dtype=np.float32)
+            for axis, name in enumerate("xyz"):
+                np.multiply(frames[name], np.float32(0.1), out=positions[:, :, axis])
+            yield positions, _dcd_box(frames["cell"]) if "cell" in sizes else None
+            start += len(frames)
+
+
+def _dcd_box(cell: np.ndarray) -> np.ndarray | None:
+    """Return box vectors of the numbers a, gamma, b, beta, alpha, c; None where all are zero.
+
+    Angles are in degrees, or cosines where all three of a frame could be (as VMD takes them).
+    """
+    lengths, angles = 0.1 * cell[:, [0, 2, 5]], cell[:, [4, 3, 1]].astype(np.float64)
+    if not lengths.any():
+        return None
+    cosines = (np.abs(angles) <= 1).all(axis=1)
+    angles[cosines] = np.degrees(np.arccos(angles[cosines]))
+    return box_vectors(lengths, angles)
+
+
+def _check_dcd(handle: BinaryIO, size: int, _: str) -> str | None:
+    layout = _dcd_layout(Path(handle.name))
+    if layout.fixed:
+        return None  # its frames differ in length
+    held, rest = divmod(size - layout.offset, layout.record.itemsize)
+    if rest or held < layout.promised:
         part = " and a part of one" if rest else ""
-        return f"is cut short: its header says {promised} frames, it holds {held}{part}"
+        return f"is cut short: its header says {layout.promised} frames, it holds {held}{part}"
     return None
 
 
@@ -264,48 +432,49 @@ def _check_netcdf(handle: BinaryIO, size: int, _: str) -> str | None:
 
 def _check_frames(handle: BinaryIO, size: int, suffix: str) -> str | None:
     """Step from frame header to frame header of a file without an index."""
-    measure: Callable[[BinaryIO], int] = {".xtc": _xtc_frame, ".trr": _trr_frame}[suffix]
+    measure: Callable[[Any, int], int] = {".xtc": _xtc_frame, ".trr": _trr_frame}[suffix]
     held = end = 0
-    while end < size:
-        handle.seek(end)
-        try:
-            length = measure(handle)
-            if length <= 0:
-                raise ValueError("damaged header")
-            end += length
-        except struct.error:
-            end = size + 1
-        except ValueError:
-            if held:
-                return f"is damaged: no frame begins after the first {held}"
-            raise
-        if end > size:
-            return f"is cut short: it holds {held} frames and a part of one"
-        held += 1
+    # Mapped: seeking and reading take longer than to unpack small compressed frames.
+    with mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ) as content:
+        while end < size:
+            try:
+                length = measure(content, end)
+                if length <= 0:
+                    raise ValueError("damaged header")
+                end += length
+            except struct.error:
+                end = size + 1
+            except ValueError:
+                if held:
+                    return f"is damaged: no frame begins after the first {held}"
+                raise
+            if end > size:
+                return f"is cut short: it holds {held} frames and a part of one"
+            held += 1
     return None
 
 
-def _xtc_frame(handle: BinaryIO) -> int:
-    """Return the length in bytes of the XTC frame whose header comes next."""
-    magic, *_, atoms = struct.unpack(">3i10fi", handle.read(56))
+def _xtc_frame(content: Any, at: int) -> int:
+    """Return the length in bytes of the XTC frame whose header is at `at`."""
+    magic, *_, atoms = _XTC_HEADER.unpack_from(content, at)
     if magic not in (1995, 2023):
         raise ValueError("not an XTC frame")
     if atoms <= 9:
         return 56 + 12 * atoms
-    handle.seek(32, 1)
     kind, width = (">i", 4) if magic == 1995 else (">q", 8)
-    (packed,) = struct.unpack(kind, handle.read(width))
+    (packed,) = struct.unpack_from(kind, content, at + 88)
     return 88 + width + (packed + 3) // 4 * 4
 
 
-def _trr_frame(handle: BinaryIO) -> int:
-    """Return the length in bytes of the TRR frame whose header comes next."""
-    magic, _, name = struct.unpack(">3i", handle.read(12))
+def _trr_frame(content: Any, at: int) -> int:
+    """Return the length in bytes of the TRR frame whose header is at `at`."""
+    magic, _, name = struct.unpack_from(">3i", content, at)
     if magic != 1993:
         raise ValueError("not a TRR frame")
     name = (name + 3) // 4 * 4
-    handle.seek(name, 1)
-    *sizes, atoms, _, _ = struct.unpack(">13i", handle.read(52))
+    if name < 0:
+        raise ValueError("damaged header")
+    *sizes, atoms, _, _ = struct.unpack_from(">13i", content, at + 12 + name)
     box, arrays = sizes[2], [s for s in sizes[-3:] if s]
     double = box == 72 if box else bool(arrays) and arrays[0] == 24 * atoms
     return 12 + name + 52 + (16 if double else 8) + sum(sizes)

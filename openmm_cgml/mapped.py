@@ -1,6 +1,7 @@
 """From an all-atom trajectory to a dataset of beads: `map_trajectory`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,20 @@ import numpy as np
 
 from .dataset import PER_FRAME, CGDataset, DatasetWriter, read_dataset
 from .errors import InputError
-from .files import require_writable, sha256
+from .files import require_writable
+from .formats import FileHashes
 from .mapping import FORCE_MAPS
 from .mapping.constraints import ConstraintFinder, constraints_from_system
 from .mapping.core import Mapping, bonded_neighbours, triplets
 from .mapping.force_map import ForceMap, check_force_map
-from .topology import CGTopology, atom_label
-from .trajectory import Trajectory
+from .mapping.noise import NoisedForceMap, add_noise, smear
+from .periodic import WholeMolecules, reduced_boxes, require_near
+from .topology import atom_label
+from .trajectory import Frames, Trajectory
 from .units import strip
+
+#: Frames in which constraints are looked for: bonds that are not constrained vibrate in fewer.
+_FIND_IN = 2000
 
 
 def map_trajectory(
@@ -26,14 +33,16 @@ def map_trajectory(
     force_map: str | ForceMap = "optimal",
     constraints: Any = "find",
     periodic: bool = True,
+    noise: Any = None,
+    seed: int = 0,
     bias: str = "",
     output: str | Path | None = None,
     chunk: int = 2000,
 ) -> CGDataset:
     """Map a trajectory, and its forces if it has any, to a dataset.
 
-    Reads the trajectory a chunk at a time, and up to three times where forces are mapped: to find
-    constraints, to gather force statistics, and to map.
+    Reads the trajectory a chunk at a time: its beginning if constraints are to be found, once
+    more for force maps that look at the forces, and once to map.
 
     Args:
         trajectory: from `read_trajectory`.
@@ -44,6 +53,9 @@ def map_trajectory(
             distances that never change.
         periodic: keep the trajectory's box, so that the model takes minimum images. False: treat
             a whole molecule as isolated, e.g. a solute whose solvent is averaged out.
+        noise: standard deviation of Gaussian noise on the beads' positions, nm; the PMF is then
+            that of the smeared beads, and forces are less noisy. See `mapping.noise`.
+        seed: of the noise.
         bias: what the run was biased by, in words; travels with the dataset and its models.
         output: HDF5 file to write; also returned. None: in memory only.
         chunk: frames read at a time.
@@ -67,33 +79,68 @@ def map_trajectory(
     fitted = None
     if trajectory.has_forces:
         pairs = _constraint_pairs(trajectory, constraints, chunk)
-        fitted = _fit_force_map(trajectory, mapping, force_map, pairs, chunk)
-    provenance = _describe(mapping, fitted)
+        fitted = _fit_force_map(trajectory, mapping, force_map, pairs, chunk, noise, temperature)
+    elif noise is not None:
+        fitted = smear(mapping, noise, temperature)
     files = list(dict.fromkeys(s for s in trajectory.sources if s))
     names = [Path(s).name for s in files]
-    sources = {
-        n if names.count(n) == 1 else s: sha256(s) for n, s in zip(names, files, strict=True)
-    }
-    parts = _mapped_chunks(trajectory, mapping, fitted, periodic, chunk)
+    hashes = FileHashes(
+        {n if names.count(n) == 1 else s: s for n, s in zip(names, files, strict=True)}
+    )
+    parts = hashes.beside(_mapped_chunks(trajectory, mapping, fitted, periodic, chunk))
+    if isinstance(fitted, NoisedForceMap):
+        parts = _smeared(parts, fitted, np.random.default_rng(seed))
+    residual = _Residual()
     if output is not None:
         with DatasetWriter(output, mapping.topology, temperature) as writer:
-            writer.describe(provenance, sources, bias)
-            for part in parts:
+            for part in residual.watch(parts):
                 # Checks each chunk; a bad frame leaves no file behind.
                 writer.add(CGDataset(topology=mapping.topology, temperature=temperature, **part))
+            provenance = describe_mapping(mapping, fitted, residual.mean_square, seed)
+            writer.describe(provenance, hashes.result(), bias)
         return read_dataset(output)
-    whole = list(parts)
+    whole = list(residual.watch(parts))
     arrays: dict[str, Any] = {
         n: np.concatenate([p[n] for p in whole]) for n in whole[0] if n in PER_FRAME
     }
     return CGDataset(
         topology=mapping.topology,
         temperature=temperature,
-        mapping=provenance,
-        sources=sources,
+        mapping=describe_mapping(mapping, fitted, residual.mean_square, seed),
+        sources=hashes.result(),
         bias=bias,
         **arrays,
     )
+
+
+class _Residual:
+    """Mean square of the mapped forces, while they pass by."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def watch(self, parts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for part in parts:
+            if "forces" in part:
+                self._sum += float(np.square(part["forces"], dtype=np.float64).sum())
+                self._count += part["forces"].size
+            yield part
+
+    @property
+    def mean_square(self) -> float | None:
+        return self._sum / self._count if self._count else None
+
+
+def _smeared(
+    parts: Iterator[dict[str, Any]], force_map: NoisedForceMap, generator: np.random.Generator
+) -> Iterator[dict[str, Any]]:
+    """Add noise to the positions, and what it does to the forces."""
+    for part in parts:
+        noise = force_map.draw(part["positions"].shape, generator)
+        part["positions"] = (part["positions"] + noise).astype(np.float32)
+        if "forces" in part:
+            part["forces"] = (part["forces"] + force_map.noise_forces(noise)).astype(np.float32)
+        yield part
 
 
 def _mapped_chunks(
@@ -104,22 +151,24 @@ def _mapped_chunks(
     chunk: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield the mapped arrays of each chunk, and the number of its first frame."""
-    start = 0
+    start, molecules = 0, None
     for frames in trajectory.chunks(chunk):
+        positions, box = frames.positions, frames.box
+        if box is not None:
+            if molecules is None:
+                molecules = _bead_molecules(trajectory.topology, mapping, periodic, force_map)
+            positions = molecules.make_whole(positions, box, start)
+            _require_whole_beads(positions, box, mapping, molecules, start)
+            if not periodic:
+                positions = _one_piece(positions, box, mapping, molecules, start)
         mapped: dict[str, Any] = {
             "first_frame": start,
-            "positions": mapping.map_positions(frames.positions).astype(np.float32),
+            "positions": mapping.map_positions(positions).astype(np.float32, copy=False),
         }
         if force_map is not None and frames.forces is not None:
-            mapped["forces"] = force_map.map_forces(frames.forces, frames.positions).astype(
-                np.float32
-            )
-        if frames.box is not None:
-            _require_whole_beads(frames.positions, frames.box, mapping, start)
-            if periodic:
-                mapped["box"] = frames.box.astype(np.float32)
-            else:
-                _require_whole_molecule(mapped["positions"], frames.box, mapping.topology, start)
+            mapped["forces"] = force_map.map_forces(frames.forces, positions).astype(np.float32)
+        if box is not None and periodic:
+            mapped["box"] = reduced_boxes(box, start).astype(np.float32)
         for name in ("weights", "bias_energy"):
             if getattr(frames, name) is not None:
                 mapped[name] = getattr(frames, name)
@@ -127,37 +176,46 @@ def _mapped_chunks(
         start += len(frames)
 
 
+def _bead_molecules(
+    top: Any, mapping: Mapping, periodic: bool, force_map: ForceMap | None
+) -> WholeMolecules:
+    """Return the molecules that must be whole before they are mapped.
+
+    In a box a kept atom may lie anywhere, since the model takes minimum images; a bead of several
+    atoms may not. Without it all beads must be in one piece. A force map may look at all atoms.
+    """
+    matrix = mapping.matrix
+    several = np.repeat(np.diff(matrix.indptr) > 1, np.diff(matrix.indptr))
+    atoms = matrix.indices[several] if periodic else matrix.indices
+    return WholeMolecules(top, atoms, others=force_map is not None)
+
+
 def _require_whole_beads(
-    positions: np.ndarray, box: np.ndarray, mapping: Mapping, first_frame: int
+    positions: np.ndarray,
+    box: np.ndarray,
+    mapping: Mapping,
+    molecules: WholeMolecules,
+    first_frame: int,
 ) -> None:
-    """Refuse beads whose atoms lie on two sides of a periodic boundary: their mean is nowhere."""
-    if mapping.is_slice:
-        return
-    half = 0.5 * np.abs(np.diagonal(box, axis1=1, axis2=2))
-    for bead in range(len(mapping.topology)):
-        atoms = mapping.matrix[[bead]].indices
-        spread = np.ptp(positions[:, atoms], axis=1)  # zero for a single atom
-        if (spread > half).any():
-            frame = first_frame + int(np.argmax((spread > half).any(axis=1)))
-            raise InputError(
-                f"bead {mapping.topology.label(bead)} is torn across the periodic boundary in "
-                f"frame {frame}; make molecules whole first (e.g. mdtraj's image_molecules)"
-            )
+    """Refuse beads of atoms on two sides of a periodic boundary that no bonds hold together."""
+    atoms = np.split(mapping.matrix.indices, mapping.matrix.indptr[1:-1])
+    for bead in molecules.loose(atoms):
+        what = f"bead {mapping.topology.label(bead)} is"
+        require_near(positions, atoms[bead], box, what, first_frame)
 
 
-def _require_whole_molecule(
-    positions: np.ndarray, box: np.ndarray, topology: CGTopology, first_frame: int
-) -> None:
-    """Refuse to drop the box where bonded beads lie on two sides of it."""
-    half = 0.5 * np.abs(np.diagonal(box, axis1=1, axis2=2))
-    for i, j in topology.bonds:
-        torn = (np.abs(positions[:, i] - positions[:, j]) > half).any(axis=1)
-        if torn.any():
-            raise InputError(
-                f"beads {topology.label(i)} and {topology.label(j)} are bonded across the "
-                f"periodic boundary in frame {first_frame + int(torn.argmax())}, so the box "
-                "cannot be left out; make molecules whole first (e.g. mdtraj's image_molecules)"
-            )
+def _one_piece(
+    positions: np.ndarray,
+    box: np.ndarray,
+    mapping: Mapping,
+    molecules: WholeMolecules,
+    first_frame: int,
+) -> np.ndarray:
+    """Return positions from which the box can be left out: no bead needs another's image."""
+    if molecules.bonds_are_missing():
+        require_near(positions, mapping.matrix.indices, box, "beads are", first_frame)
+        return positions
+    return molecules.bring_together(positions, box)
 
 
 def _constraint_pairs(
@@ -168,9 +226,23 @@ def _constraint_pairs(
             return constraints_from_system(constraints)
         return [(int(i), int(j)) for i, j in constraints]
     finder = ConstraintFinder(bonded_neighbours(trajectory.topology))
-    for frames in trajectory.chunks(chunk):
+    for frames in _whole_frames(trajectory, chunk):
         finder.add(frames.positions)
+        if finder.frames >= _FIND_IN:
+            break
     return finder.constraints()
+
+
+def _whole_frames(trajectory: Trajectory, chunk: int) -> Iterator[Frames]:
+    """Yield frames with molecules whole."""
+    start, molecules = 0, None
+    for frames in trajectory.chunks(chunk):
+        if frames.box is not None:
+            molecules = molecules or WholeMolecules(trajectory.topology)
+            positions = molecules.make_whole(frames.positions, frames.box, start)
+            frames = replace(frames, positions=positions)
+        start += len(frames)
+        yield frames
 
 
 def _fit_force_map(
@@ -179,25 +251,40 @@ def _fit_force_map(
     force_map: str | ForceMap,
     pairs: list[tuple[int, int]],
     chunk: int,
-) -> ForceMap:
-    if isinstance(force_map, ForceMap):
+    noise: Any,
+    temperature: float,
+) -> Any:
+    if not isinstance(force_map, str):
         check_force_map(mapping, force_map.matrix, pairs)
+        if noise is not None:
+            raise InputError("noise goes with force maps by name; leave noise or force_map out")
         return force_map
     fit = FORCE_MAPS[force_map](mapping, pairs)
     if fit.uses_frames:
-        for frames in trajectory.chunks(chunk):
+        for frames in _whole_frames(trajectory, chunk):
             if frames.forces is not None:
                 fit.add(frames.forces, frames.positions)
-    return fit.fit()
+    return fit.fit() if noise is None else add_noise(fit, mapping, noise, temperature)
 
 
-def _describe(mapping: Mapping, force_map: ForceMap | None) -> dict[str, Any]:
-    """Return the map's provenance, JSON-able: sparse matrices as triplets."""
+def describe_mapping(
+    mapping: Mapping, force_map: Any = None, mean_square: float | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Return the map's provenance, JSON-able: what `CGDataset.mapping` holds.
+
+    Args:
+        mapping: the position map.
+        force_map: that of the forces; None if there are none.
+        mean_square: of the mapped forces, per component, (kJ/mol/nm)^2.
+        seed: of the noise.
+    """
     described: dict[str, Any] = {
         "name": mapping.name,
         "atoms": list(mapping.atom_labels),
         "position_matrix": triplets(mapping.matrix),
     }
-    if force_map is not None:
-        described["force_map"] = force_map.describe()
+    if force_map is not None and (mean_square is not None):
+        described["force_map"] = {**force_map.describe(), "mean_square": mean_square}
+    if isinstance(force_map, NoisedForceMap):
+        described["noise"] = {"kernel": "gaussian", "sigma_nm": force_map.sigma, "seed": seed}
     return described

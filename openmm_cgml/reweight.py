@@ -5,7 +5,7 @@ Arrays in, arrays out; nothing here knows where the samples come from.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,11 @@ from .units import GAS_CONSTANT, strip, strip_array
 _CHUNK = 1 << 20
 #: Largest error of a rung's normalisation, sum_n W_nk - 1, at which MBAR counts as solved.
 _TOLERANCE = 1e-6
+# Newton's method; L-BFGS-B where states overlap so little that its steps do not help.
+_PROTOCOL = (
+    {"method": "adaptive", "options": {"min_sc_iter": 0, "maxiter": 100}},
+    {"method": "L-BFGS-B", "options": {"maxiter": 1000}},
+)
 
 
 # ---------------------------------------------------------------- correlated series
@@ -377,11 +382,6 @@ def _solve(
 ) -> np.ndarray:
     """Return the free energies (rungs,) by pymbar, f[0] = 0."""
     order = np.argsort(index, kind="stable")  # pymbar wants the samples rung by rung
-    # Newton's method; L-BFGS-B where rungs overlap so little that its steps do not help.
-    protocol = (
-        {"method": "adaptive", "options": {"min_sc_iter": 0, "maxiter": 100}},
-        {"method": "L-BFGS-B", "options": {"maxiter": 1000}},
-    )
     with _quiet_pymbar():
         import pymbar
 
@@ -390,7 +390,7 @@ def _solve(
             counts,
             initial_f_k=_integrated(samples, index, betas, counts),
             maximum_iterations=0,  # otherwise pymbar raises the limits above to its own
-            solver_protocol=protocol,
+            solver_protocol=_PROTOCOL,
         )
     return np.asarray(solved.f_k, dtype=np.float64)
 
@@ -473,3 +473,121 @@ def _variance(deviations: np.ndarray, weights: np.ndarray, counts: np.ndarray) -
     projected = vectors.T @ (scaled.T @ deviations)
     known = np.square(deviations).sum(axis=0)
     return known + (np.square(projected) / values[:, None]).sum(axis=0)
+
+
+# ---------------------------------------------------------------- MBAR over biased states
+
+
+#: Entries of a matrix (samples, states) that MBAR is solved with; weights are of all samples.
+_MOST_ENTRIES = 20_000_000
+# Overlap of states below which their free energies are not related, and that they should have.
+_LEAST_OVERLAP, _GOOD_OVERLAP = 1e-3, 0.03
+
+
+def mbar_states(
+    reduced: Callable[[Any], np.ndarray], states: np.ndarray, count: int
+) -> np.ndarray:
+    """Return log weights of samples of several biased states in the unbiased one (MBAR).
+
+        ln w_n = -ln sum_k N_k exp(f_k - u_k(n)) + const
+
+    with the f_k that make every state's own weights sum to one. Where samples times states are
+    more than 20 million, the f_k come from evenly spaced samples of each state; all samples get
+    weights.
+
+    Args:
+        reduced: indices of samples -> their reduced bias energies in every state,
+            (samples, count).
+        states: (samples,) index of the state that each was drawn from.
+        count: number of states; states without samples are allowed.
+
+    Returns:
+        (samples,) ln w, normalised: the w sum to one.
+
+    Raises:
+        InputError: if there are no samples or an index is not a state's.
+        CGMLError: if no solution is found: states overlap too little.
+
+    Reference: Shirts and Chodera 2008, doi:10.1063/1.2978177, section III.
+    """
+    index = np.asarray(states)
+    if index.ndim != 1 or not index.size or index.min() < 0 or index.max() >= count:
+        raise InputError(
+            f"states have shape {index.shape}; give (samples,) numbers from 0 to {count - 1}"
+        )
+    order = np.argsort(index, kind="stable")  # pymbar wants the samples state by state
+    used = order[:: max(1, -(-index.size * count // _MOST_ENTRIES))]
+    counts = np.bincount(index[used], minlength=count)
+    energies = np.asarray(reduced(used), dtype=np.float64).T
+    start = -_log_sum(-energies.T)
+    with _quiet_pymbar():
+        import pymbar
+
+        solved = pymbar.MBAR(
+            energies,
+            counts,
+            initial_f_k=start - start[0],
+            maximum_iterations=0,
+            solver_protocol=_PROTOCOL,
+        )
+    free = np.asarray(solved.f_k, dtype=np.float64)
+    sampled = counts > 0
+    bonus = (free + np.log(np.maximum(counts, 1)))[sampled]
+    log_mixture = _log_sum(bonus[:, None] - energies[sampled])
+    weights = np.exp(free[:, None] - energies - log_mixture)
+    residual = float(np.abs(weights.sum(axis=1)[sampled] - 1).max())
+    if not residual < _TOLERANCE:
+        raise CGMLError(
+            f"MBAR did not converge (the weights of a state sum to 1 only within {residual:.1g}); "
+            "neighbouring windows overlap too little: add windows between them or soften springs"
+        )
+    _require_overlap(weights[sampled], counts[sampled], np.flatnonzero(sampled))
+    log_weights = np.empty(index.size)
+    step = max(1, _CHUNK * 8 // count)
+    for first in range(0, index.size, step):
+        part = np.arange(first, min(first + step, index.size))
+        log_weights[part] = -_log_sum(bonus[:, None] - np.asarray(reduced(part)).T[sampled])
+    return log_weights - _log_sum(log_weights[:, None])[0]
+
+
+def _require_overlap(weights: np.ndarray, counts: np.ndarray, states: np.ndarray) -> None:
+    """Refuse states that fall into parts without overlap: nothing relates their free energies.
+
+    MBAR's equations then have solutions all the same, of which the solver returns any one. The
+    overlap O_ij = N_j sum_n W_ni W_nj is the probability to find a sample of i where j would.
+
+    Args:
+        weights: W' (states, samples), rows summing to one.
+        counts: N (states,).
+        states: (states,) their numbers, for messages.
+
+    Reference: Klimovich, Shirts and Mobley 2015, doi:10.1007/s10822-015-9840-9, for the overlap
+    matrix and 0.03 as the least between neighbours.
+    """
+    overlap = (weights @ weights.T) * counts
+    shared = np.maximum(overlap, overlap.T)
+
+    def reached(least: float) -> np.ndarray:
+        linked = shared > least
+        seen = np.zeros(len(states), dtype=bool)
+        seen[0] = True
+        while True:
+            more = seen | linked[seen].any(axis=0)
+            if (more == seen).all():
+                return seen
+            seen = more
+
+    for least, fatal in ((_LEAST_OVERLAP, True), (_GOOD_OVERLAP, False)):
+        seen = reached(least)
+        if seen.all():
+            continue
+        between = np.where(seen[:, None] & ~seen, shared, -1.0)
+        i, j = np.unravel_index(int(between.argmax()), between.shape)
+        text = (
+            f"states {states[i]} and {states[j]} overlap by {shared[i, j]:.2g} and nothing else "
+            "joins their sides; add windows between them, soften springs, or run longer"
+        )
+        if fatal:
+            raise CGMLError(f"MBAR cannot relate all states: {text}")
+        warnings.warn(f"free energies between states are uncertain: {text}", stacklevel=4)
+        return

@@ -25,7 +25,8 @@ from .dataset import CGDataset
 from .errors import InputError
 from .extrapolation import CoordinateRanges
 from .files import atomic_path
-from .losses import LOSSES, ForceNoise, estimate_force_noise
+from .force_noise import ForceNoise, estimate_force_noise
+from .losses import LOSSES
 from .pmf.core import PMF, SumPMF, energy_and_forces
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ import numpy as np
 
 from .errors import InputError
 from .files import require_file
-from .formats import BESIDE, Source, open_file, read_array, read_positions
+from .formats import BESIDE, Source, open_file, read_array, read_positions, unit_cells
+from .periodic import require_boxes
 from .topology import atom_label, read_topology
 from .units import FORCE_UNITS, LENGTH_UNITS, is_quantity, strip_array, unit_factor
 
@@ -19,7 +20,8 @@ class Frames:
     """A chunk of consecutive all-atom frames.
 
     Attributes:
-        positions: (frames, atoms, 3), nm.
+        positions: (frames, atoms, 3), nm, float32 or float64 as they are in the file; do not
+            write to them, they may be a view of the array that was given.
         forces: (frames, atoms, 3), kJ/mol/nm, of the unbiased potential; None if unknown.
         weights: (frames,), statistical weights; None if uniform.
         bias_energy: (frames,), kJ/mol; None if unbiased.
@@ -67,7 +69,8 @@ class Trajectory:
 
         Raises:
             InputError: if a file is damaged or cut short, holds another number of atoms than the
-                topology, has non-finite values, or forces and positions differ in length.
+                topology, has non-finite values or impossible boxes, or forces and positions
+                differ in length.
         """
         if size < 1:
             raise InputError(f"chunks of {size} frames were asked for; give at least 1")
@@ -82,9 +85,15 @@ class Trajectory:
                     first = present
                 if present != first:
                     odd = sorted(present ^ first)[0]
+                    verb = "has" if odd in present else "lacks"
+                    if source is self._sources[0]:
+                        raise InputError(
+                            f"{source.label} {verb} {odd} from frame {start} on, unlike its first "
+                            "frames; give frames that all have it, or none"
+                        )
                     raise InputError(
-                        f"{source.label} {'has' if odd in present else 'lacks'} {odd}, unlike "
-                        f"{self._sources[0].label}; give files that hold the same"
+                        f"{source.label} {verb} {odd}, unlike {self._sources[0].label}; "
+                        "give files that hold the same"
                     )
                 start += len(chunk)
                 yield chunk
@@ -103,7 +112,11 @@ class Trajectory:
         """Return a chunk; `begin` and `start` are the first frames of its file and of itself."""
         where, frames = source.label, len(positions)
         _require_shape(positions, "positions", where, self.topology)
-        positions = np.asarray(positions, dtype=np.float64) * self._length_factor
+        positions = np.asarray(positions)
+        if positions.dtype not in (np.float32, np.float64):
+            positions = positions.astype(np.float64)
+        if self._length_factor != 1:
+            positions = positions * self._length_factor
         _require_finite(positions, f"positions of {where}", start, self.topology)
         if start == 0:
             _check_length_unit(positions[0], self.topology, where)
@@ -119,7 +132,10 @@ class Trajectory:
                     at_least = f"{start - offset + frames} or more"
                     raise InputError(_unequal(what, len(values), where, at_least))
                 _require_finite(part, what, start, self.topology)
-                beside[name] = part * factors.get(name, 1.0)
+                factor = factors.get(name, 1.0)
+                beside[name] = part if factor == 1 else part * factor
+        if "box" in beside:
+            require_boxes(beside["box"], f"box of {where}", start)
         return Frames(positions=positions, **beside)
 
 
@@ -165,7 +181,8 @@ def read_trajectory(
         fixes_unit = is_quantity(one)
         if isinstance(one, mdtraj.Trajectory):
             top = one.topology if top is None else top
-            box = {} if one.unitcell_vectors is None else {"box": one.unitcell_vectors}
+            cells = unit_cells(one)
+            box = {} if cells is None else {"box": cells}
             source, fixes_unit = Source("", one.xyz, box), True
         elif isinstance(one, (str, Path)):
             path = require_file(one, "trajectory")

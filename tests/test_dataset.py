@@ -11,6 +11,7 @@ from openmm import unit
 
 import openmm_cgml as cgml
 from openmm_cgml.dataset import SCHEMA_VERSION, DatasetWriter
+from openmm_cgml.files import segments_folder
 
 NAMES = ("positions", "forces", "weights", "bias_energy", "box")
 
@@ -314,6 +315,202 @@ def test_splits_that_cannot_be(arguments, said) -> None:
     with pytest.raises(cgml.InputError) as caught:
         make(frames=12).split(*arguments)
     assert str(caught.value).startswith(said)
+
+
+def runs(*lengths: int, **changes) -> cgml.CGDataset:
+    """Trajectories of these lengths; frames carry their number as bias energy."""
+    total = sum(lengths)
+    numbers = np.repeat(np.arange(len(lengths)) * 3 + 5, lengths)
+    return make(total, **({"bias_energy": np.arange(total, dtype=float),
+                           "trajectory": numbers} | changes))  # fmt: skip
+
+
+def frames_of(*parts: cgml.CGDataset) -> list[np.ndarray]:
+    found = [part.bias_energy.astype(int) for part in parts]
+    assert sorted(np.concatenate(found)) == list(range(sum(map(len, found))))  # disjoint, all
+    assert all((np.diff(one) > 0).all() for one in found)
+    return found
+
+
+def test_no_block_spans_two_trajectories() -> None:
+    """Every trajectory begins with training frames and ends with validation frames."""
+    dataset = runs(100, 40, 60)
+    first, second = frames_of(*dataset.split(0.8, blocks=5))
+    for start, end in ((0, 100), (100, 140), (140, 200)):
+        assert start in first and end - 1 in second
+    assert len(first) == 160
+    # Fewer blocks than trajectories: one each.
+    first, second = frames_of(*dataset.split(0.5, blocks=1))
+    np.testing.assert_array_equal(second, [*range(50, 100), *range(120, 140), *range(170, 200)])
+
+
+def test_interleaved_trajectories_are_split_each_in_its_own_order() -> None:
+    dataset = runs(50, 50, trajectory=np.arange(100) % 2)
+    first, second = frames_of(*dataset.split(0.8, blocks=2))
+    np.testing.assert_array_equal(second, range(80, 100))
+    assert [t.tolist()[:2] for t in dataset.trajectories()] == [[0, 2], [1, 3]]
+
+
+def test_split_by_trajectory() -> None:
+    dataset = runs(*[20] * 10)
+    first, second = dataset.split(0.8, by="trajectory", seed=3)
+    frames_of(first, second)
+    assert (len(first), len(second)) == (160, 40)
+    assert not set(first.trajectory) & set(second.trajectory)
+    again, other = (dataset.split(0.8, by="trajectory", seed=s)[1] for s in (3, 4))
+    assert set(again.trajectory) == set(second.trajectory) != set(other.trajectory)
+    with pytest.warns(UserWarning, match="of 2 whole trajectories the first part got 50% of"):
+        assert len(runs(10, 10).split(0.9, by="trajectory")[1]) == 10
+
+
+def test_shuffled_splits_are_doubted() -> None:
+    dataset = runs(200)
+    with pytest.warns(UserWarning, match="neighbours in time fall on both sides"):
+        first, second = frames_of(*dataset.split(0.75, by="shuffle", seed=1))
+    assert len(first) == 150 and (np.diff(first) > 1).sum() > 20
+
+
+def test_subsample() -> None:
+    dataset = runs(10, 7)
+    strided = dataset.subsample(stride=4)
+    np.testing.assert_array_equal(strided.bias_energy, [0, 4, 8, 10, 14])
+    np.testing.assert_array_equal(strided.trajectory, [5, 5, 5, 8, 8])
+    np.testing.assert_array_equal(dataset.subsample(count=4).bias_energy, [0, 4, 8, 12])
+    assert len(dataset.subsample(count=17)) == len(dataset.subsample(stride=1)) == 17
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        (
+            lambda d: d.split(0.9, by="trajectory"),
+            "the frames are of one trajectory and cannot be split by trajectory; split by",
+        ),
+        (lambda d: d.split(0.9, by="time"), "split by 'time' is unknown; choose blocks, traj"),
+        (lambda d: d.subsample(), "subsample takes either count or stride; give one of them"),
+        (lambda d: d.subsample(3, 3), "subsample takes either count or stride; give one of"),
+        (lambda d: d.subsample(count=31), "31 of 30 frames were asked for; give 1 to all"),
+        (lambda d: d.subsample(count=0), "0 of 30 frames were asked for; give 1 to all"),
+        (lambda d: d.subsample(stride=0), "stride is 0; give at least 1"),
+        (lambda d: make(trajectory=np.linspace(0, 1, 30)), "trajectory numbers are not whole"),
+        (
+            lambda d: make(trajectory=np.arange(29)),
+            "trajectory have shape (29,) but the dataset needs (30,)",
+        ),
+        (
+            lambda d: make(variables=np.ones((30, 2)), variable_names=("phi",)),
+            "variables have shape (30, 2) but the dataset needs (30, 1)",
+        ),
+        (
+            lambda d: runs(1, 1, 1).split(0.9),
+            "3 frames in 10 blocks cannot be split at 0.9; use fewer blocks",
+        ),
+    ],
+)
+def test_parts_that_cannot_be(attempt, said) -> None:
+    with pytest.raises(cgml.InputError) as caught:
+        attempt(make())
+    assert str(caught.value).startswith(said)
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+def test_trajectories_and_variables_round_trip(tmp_path) -> None:
+    dataset = runs(12, 18, variables=np.ones((30, 2)), variable_names=("phi", "d"))
+    dataset.save(tmp_path / "data.h5")
+    read = cgml.read_dataset(tmp_path / "data.h5")
+    np.testing.assert_array_equal(read.trajectory, dataset.trajectory)
+    np.testing.assert_array_equal(read.variables, dataset.variables)
+    assert read.variable_names == ("phi", "d") and read.trajectory.dtype == np.int32
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.95, 0.999])
+def test_a_file_cut_short_is_named(kept, tmp_path) -> None:
+    make(3000).save(tmp_path / "data.h5")
+    whole = (tmp_path / "data.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(whole[: int(kept * len(whole))])
+    for read in (cgml.read_dataset, lambda path: list(cgml.iterate_dataset(path))):
+        with pytest.raises(cgml.InputError, match="dataset .*cut.h5 is damaged or cut short"):
+            read(tmp_path / "cut.h5")
+
+
+def test_what_a_killed_writer_left_is_damaged(tmp_path) -> None:
+    """The copy that a writer killed mid-write leaves, under a name that somebody gave it."""
+    path = tmp_path / "data.h5"
+    with pytest.raises(Stop):
+        with DatasetWriter(path, make().topology, 310.0) as writer:
+            writer.add(make(2000))
+            writer._writer._group.file.flush()
+            (partial,) = tmp_path.iterdir()
+            left = partial.read_bytes()
+            raise Stop
+    path.write_bytes(left)
+    with pytest.raises(cgml.InputError, match="data.h5 is "):
+        cgml.read_dataset(path)
+
+
+def test_an_unfinished_run_says_how_to_go_on(tmp_path) -> None:
+    segments_folder(tmp_path / "data.h5").mkdir()
+    with pytest.raises(cgml.InputError) as caught:
+        cgml.read_dataset(tmp_path / "data.h5")
+    said = str(caught.value)
+    assert said.startswith(f"dataset {tmp_path / 'data.h5'} is not there yet: the run that writes")
+    assert said.endswith("start the same command again, it goes on to the end")
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [("forces", 29), ("weights", 31), ("box", 1), ("trajectory", 0)]
+)
+def test_arrays_of_other_lengths_in_a_file_are_named(name, length, tmp_path) -> None:
+    runs(15, 15).save(tmp_path / "data.h5")
+    with h5py.File(tmp_path / "data.h5", "r+") as handle:
+        handle[f"frames/{name}"].resize(length, axis=0)
+    said = f"data.h5 holds 30 frames of positions but {length} of {name}; it was changed or"
+    for read in (cgml.read_dataset, lambda path: next(cgml.iterate_dataset(path))):
+        with pytest.raises(cgml.InputError, match=said):
+            read(tmp_path / "data.h5")
+
+
+def test_a_file_with_other_shapes_names_the_array(tmp_path) -> None:
+    make().save(tmp_path / "data.h5")
+    with h5py.File(tmp_path / "data.h5", "r+") as handle:
+        del handle["frames/forces"]
+        handle["frames/forces"] = np.zeros((30, 4, 3))
+    with pytest.raises(cgml.InputError, match=r"data.h5: forces have shape \(30, 4, 3\) but the"):
+        cgml.read_dataset(tmp_path / "data.h5")
+
+
+def test_hdf5_of_other_programs_is_no_dataset(tmp_path) -> None:
+    for name in ("coordinates", "data"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as handle:
+            handle[name] = np.zeros(3)
+    with pytest.raises(cgml.InputError, match="it is an MDTraj trajectory: .* `cgml data conv"):
+        cgml.read_dataset(tmp_path / "coordinates.h5")
+    with pytest.raises(cgml.InputError, match="data.h5 is not a dataset; make one with"):
+        cgml.read_dataset(tmp_path / "data.h5")
+
+
+def test_chunks_must_be_alike(tmp_path) -> None:
+    other = cgml.CGTopology.from_json(make().topology.to_json().replace('"C"', '"D"'))
+    changes = [
+        ({"topology": other}, "bead 2 is MOL1-C of type X in the file but MOL1-D of type X in"),
+        (
+            {"variables": np.ones((30, 1)), "variable_names": ("psi",)},
+            r"chunk has variables \('psi',\), earlier ones \('phi',\)",
+        ),
+    ]
+    first = make(variables=np.ones((30, 1)), variable_names=("phi",))
+    for change, said in changes:
+        with pytest.raises(cgml.InputError, match=said):
+            with DatasetWriter(tmp_path / "data.h5", first.topology, 310.0) as writer:
+                writer.add(first)
+                writer.add(make(**({"variables": first.variables, "variable_names": ("phi",)}
+                                   | change)))  # fmt: skip
+    with pytest.raises(cgml.InputError, match="no frames were written to the dataset; add some"):
+        with DatasetWriter(tmp_path / "data.h5", first.topology, 310.0):
+            pass
+    assert leftovers(tmp_path) == []
 
 
 def numbered(weights) -> cgml.CGDataset:

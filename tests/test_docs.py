@@ -124,7 +124,14 @@ def test_commands_and_options_exist(page):
             continue
         command, rest = found.groups()
         assert command in COMMANDS, f"{page}: cgml {command}"
-        options = {option for one in COMMANDS[command].params for option in one.opts}
+        chosen = COMMANDS[command]
+        if hasattr(chosen, "commands"):  # a group: its own command comes next
+            inner = rest.split()[0].strip("`,.:") if rest.split() else ""
+            if not inner:
+                continue
+            assert inner in chosen.commands, f"{page}: cgml {command} {inner}"
+            chosen = chosen.commands[inner]
+        options = {option for one in chosen.params for option in one.opts}
         for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest.split("#")[0]):
             assert option in options, f"{page}: cgml {command} {option}"
 

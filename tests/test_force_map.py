@@ -119,6 +119,7 @@ def test_optimal_map_of_a_gaussian_chain_has_the_least_noise(gaussian_chain) -> 
     squares = [(m.map_forces(forces) ** 2).mean() for m in (basic, optimal)]
     assert squares[1] < 0.9 * squares[0]
     assert optimal.mean_square == pytest.approx(squares[1], rel=0.02)
+    assert optimal.compared["basic"] == pytest.approx(squares[0], rel=1e-9)
 
 
 def test_inconsistent_map_is_refused_with_the_beads_named(gaussian_chain) -> None:
@@ -270,10 +271,35 @@ def test_force_statistics_stay_small_however_many_frames_come(trajectory) -> Non
     forces = np.concatenate([f.forces for f in trajectory.chunks(2000)])
     for start in range(0, len(forces), 37):
         gram.add(forces[start : start + 37])
-    assert len(gram.blocks) <= ForceGram.max_blocks and sum(gram.frames) == len(forces)
-    assert len(set(gram.frames[:-1])) == 1
+    sums = gram.sums
+    assert len(sums.blocks) <= sums.max_blocks and sum(sums.frames) == len(forces)
+    assert len(set(sums.frames[:-1])) == 1
     flat = forces.transpose(1, 0, 2).reshape(22, -1)
-    assert np.allclose(sum(gram.blocks), flat @ flat.T, rtol=1e-9)
+    assert np.allclose(sums.total()[0], flat @ flat.T, rtol=1e-9)
+    for kept, held in sums.folds():
+        assert np.allclose(kept[0] + held[0], flat @ flat.T, rtol=1e-9)
+
+
+def test_identical_molecules_share_their_rows_and_solvent_has_none() -> None:
+    """Two equal chains, one other and a lone atom: three chains with beads, of two kinds."""
+    top = mdtraj.Topology()
+    for residue, size in (("CHA", 4), ("SOL", 1), ("CHA", 4), ("CHB", 3)):
+        home = top.add_residue(residue, top.add_chain())
+        atoms = [top.add_atom(f"C{k}", mdtraj.element.carbon, home) for k in range(size)]
+        for a, b in zip(atoms, atoms[1:], strict=False):
+            top.add_bond(a, b)
+    mapping = cgml.slice_mapping(top, [0, 3, 5, 8, 9, 11])
+    gram = ForceGram(mapping, ())
+    assert [kind.atoms.tolist() for kind in gram.kinds] == [
+        [[0, 1, 2, 3], [5, 6, 7, 8]],
+        [[9, 10, 11]],
+    ]
+    assert [kind.beads.tolist() for kind in gram.kinds] == [[[0, 1], [2, 3]], [[4, 5]]]
+    gram.add(np.random.default_rng(0).standard_normal((600, 12, 3)))
+    rows = optimal_force_map(mapping, (), gram).matrix.toarray()
+    assert np.array_equal(rows[:2, :4], rows[2:4, 5:9])
+    assert not rows[:, 4].any() and not rows[:2, 5:].any() and not rows[4:, :9].any()
+    assert np.allclose(rows @ mapping.matrix.toarray().T, np.eye(6))
 
 
 def test_streaming_does_not_change_the_optimal_map(trajectory) -> None:

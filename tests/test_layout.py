@@ -23,7 +23,7 @@ LEVELS = [
     "version errors units registry geometry files",
     "topology periodic formats trajectory",
     "mapping/",
-    "reweight exchange dataset collection dataset_info convert mapped reference/",
+    "reweight exchange dataset collection force_noise dataset_info convert mapped reference/",
     "pmf/ flow/",
     "losses extrapolation train",
     "model_file",
@@ -34,8 +34,10 @@ LEVELS = [
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.
 FAMILIES = {
-    "mapping": "core residue molecule custom table martini constraints force_map rotation",
-    "reference": "setup variables bias recorder run reporter",
+    "mapping": (
+        "core residue molecule custom table martini constraints kinds force_map rotation noise"
+    ),
+    "reference": "setup variables bias machine recorder methods session run reporter",
     "pmf": "core prior layers cgnet schnet painn external",
     "flow": "core internal coupling matching fiber",
     "native": "cache library package force ahead",

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import struct
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,8 @@ import pytest
 from openmm import unit
 
 import openmm_cgml as cgml
+from openmm_cgml.files import sha256
+from openmm_cgml.formats import FileHashes
 
 FRAMES = 24
 #: Largest rounding of a position in each format, nm.
@@ -118,7 +121,7 @@ def test_every_format_gives_the_same_frames(files, arrays, top, name) -> None:
     assert trajectory.sources == (str(files[name]),)
     assert not trajectory.has_forces
     found = whole(trajectory)
-    assert found["positions"].dtype == np.float64
+    assert found["positions"].dtype == np.float32  # no copy in another type
     np.testing.assert_allclose(
         found["positions"], arrays["positions"], rtol=0, atol=PRECISION.get(name, 0)
     )
@@ -195,6 +198,66 @@ def test_large_arrays_stay_on_disk(files, arrays, top, tmp_path) -> None:
     assert isinstance(trajectory._sources[0].positions, np.memmap)
     stored = cgml.read_trajectory(files["h5"])._sources[0].positions
     assert not isinstance(stored, np.ndarray) and len(stored) == FRAMES
+
+
+def test_large_arrays_of_an_npz_stay_on_disk(arrays, top, tmp_path) -> None:
+    """Where they are not compressed; what is damaged there is seen all the same."""
+    big = {n: np.concatenate([v] * 200) for n, v in arrays.items()}
+    path = tmp_path / "run.npz"
+    np.savez(path, **big)
+    trajectory = cgml.read_trajectory(path, top=top)
+    assert isinstance(trajectory._sources[0].positions, np.memmap)
+    assert isinstance(trajectory._sources[0].beside["forces"], np.memmap)
+    given = cgml.read_trajectory(big["positions"], top=top, forces=path)
+    assert isinstance(given._given[0].beside["forces"], np.memmap)
+    for name, values in whole(trajectory, 1000).items():
+        np.testing.assert_array_equal(values, big[name])
+    np.savez_compressed(tmp_path / "small.npz", **big)
+    small = whole(cgml.read_trajectory(tmp_path / "small.npz", top=top), 1000)
+    np.testing.assert_array_equal(small["forces"], big["forces"])
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    assert "it is damaged or cut short, make it again" in message(path, top=top)
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "dcd"])
+def test_memory_does_not_grow_with_frames(arrays, top, kind, tmp_path) -> None:
+    """13 MB of positions and as much of forces are read in a tenth of that."""
+    positions = np.concatenate([arrays["positions"]] * 2000).astype(np.float32)
+    forces = np.concatenate([arrays["forces"]] * 2000).astype(np.float32)
+    path = tmp_path / f"run.{kind}"
+    if kind == "npz":
+        np.savez(path, positions=positions, forces=forces)
+        trajectory = cgml.read_trajectory(path, top=top)
+    else:
+        np.save(tmp_path / "forces.npy", forces)
+        if kind == "npy":
+            np.save(path, positions)
+        else:
+            mdtraj.Trajectory(positions, top).save(str(path))
+        trajectory = cgml.read_trajectory(path, top=top, forces=tmp_path / "forces.npy")
+    next(trajectory.chunks(10))  # imports
+    tracemalloc.start()
+    try:
+        assert sum(len(chunk) for chunk in trajectory.chunks(200)) == len(positions)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.6e6 < 0.11 * (positions.nbytes + forces.nbytes)
+
+
+def test_hashes_are_taken_beside_the_reading(files) -> None:
+    names = {name: str(files[name]) for name in ("dcd", "xtc")}
+    hashes = FileHashes(names)
+    assert list(hashes.beside(iter([1, 2]))) == [1, 2]
+    assert hashes.result() == {n: sha256(f) for n, f in names.items()}
+    gone = FileHashes({"gone": "gone.dcd"})
+    list(gone.beside(iter([1])))
+    with pytest.raises(
+        cgml.InputError, match="cannot read gone.dcd once more .* keep it in place"
+    ):
+        gone.result()
 
 
 @pytest.mark.parametrize("kind", ["npz", "h5"])
@@ -446,6 +509,54 @@ def test_big_endian_and_xplor_headers_are_understood(files, arrays, top, tmp_pat
         path.write_bytes(head + title + count + (3 * frames - 1) * block)
         with pytest.raises(cgml.InputError, match="says 3 frames, it holds 2 and a part"):
             require_whole_trajectory(path)
+
+
+def swapped(raw: bytes) -> bytes:
+    """A DCD file of 22 atoms in a box in the other byte order, but for its texts."""
+    (title,) = struct.unpack("<i", raw[92:96])
+    head = b"".join(raw[k : k + 4] if k == 4 else raw[k : k + 4][::-1] for k in range(0, 100, 4))
+    texts, after = raw[100 : 96 + title], raw[96 + title :]
+    parts = [after[k : k + 4][::-1] for k in range(0, 16, 4)]
+    block = 4 * 22 + 8
+    for start in range(16, len(after), 56 + 3 * block):
+        parts += [after[start : start + 4][::-1]]
+        parts += [after[k : k + 8][::-1] for k in range(start + 4, start + 52, 8)]
+        rest = range(start + 52, start + 56 + 3 * block, 4)
+        parts += [after[k : k + 4][::-1] for k in rest]
+    return head + texts + b"".join(parts)
+
+
+def test_dcd_is_read_as_mdtraj_reads_it(files, top, tmp_path) -> None:
+    """To the bit, in either byte order, with angles or (as mdtraj writes) cosines, and without."""
+    paths = {name: tmp_path / f"{name}.dcd" for name in ("plain", "swapped", "angles", "bare")}
+    raw = files["dcd"].read_bytes()
+    paths["plain"].write_bytes(raw)
+    paths["swapped"].write_bytes(swapped(raw))
+    begin, length = len(raw) - FRAMES * (56 + 3 * 96), 56 + 3 * 96
+    angles = bytearray(raw)
+    for start in range(begin, len(raw), length):
+        cell = np.frombuffer(angles, "<f8", 6, start + 4)
+        cell[[1, 3, 4]] = np.degrees(np.arccos(cell[[1, 3, 4]]))
+    paths["angles"].write_bytes(angles)
+    mdtraj.Trajectory(mdtraj.load(files["dcd"], top=top).xyz, top).save_dcd(str(paths["bare"]))
+    for name, path in paths.items():
+        found, expected = whole(cgml.read_trajectory(path, top=top), 7), mdtraj.load(path, top=top)
+        np.testing.assert_array_equal(found["positions"], expected.xyz)
+        if name == "bare":
+            assert "box" not in found and expected.unitcell_vectors is None
+        else:
+            np.testing.assert_allclose(found["box"], expected.unitcell_vectors, atol=1e-6)
+
+
+def test_dcd_with_a_wrong_marker(files, top, tmp_path) -> None:
+    raw = bytearray(files["dcd"].read_bytes())
+    raw[-4:] = struct.pack("<i", 87)
+    (tmp_path / "run.dcd").write_bytes(raw)
+    said = message(tmp_path / "run.dcd", top=top)
+    assert said == (
+        f"{tmp_path / 'run.dcd'} is damaged (a wrong marker in frame {FRAMES - 1}); make it "
+        "again, or cut it to whole frames"
+    )
 
 
 @pytest.mark.parametrize("name", ["dcd", "xtc", "trr"])

@@ -13,8 +13,14 @@ MAPPINGS = Registry(
     "mapping",
     {
         "calpha": "openmm_cgml.mapping.residue:calpha",
+        "calpha_cbeta": "openmm_cgml.mapping.residue:calpha_cbeta",
         "backbone": "openmm_cgml.mapping.residue:backbone",
+        "core_beta": "openmm_cgml.mapping.residue:core_beta",
+        "five_bead": "openmm_cgml.mapping.residue:five_bead",
+        "heavy_atom": "openmm_cgml.mapping.molecule:heavy_atom",
         "residue_com": "openmm_cgml.mapping.residue:residue_com",
+        "martini": "openmm_cgml.mapping.martini:martini",
+        "molecule_com": "openmm_cgml.mapping.molecule:molecule_com",
     },
 )
 
@@ -23,5 +29,6 @@ FORCE_MAPS = Registry(
     {
         "basic": "openmm_cgml.mapping.force_map:BasicFit",
         "optimal": "openmm_cgml.mapping.force_map:OptimalFit",
+        "rotation": "openmm_cgml.mapping.rotation:RotationFit",
     },
 )

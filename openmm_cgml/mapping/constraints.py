@@ -80,7 +80,7 @@ class ConstraintFinder:
         self._reference = np.zeros(len(self.pairs))
         self._sum = np.zeros(len(self.pairs))
         self._square = np.zeros(len(self.pairs))
-        self._frames = 0
+        self.frames = 0
 
     def add(self, positions: np.ndarray) -> None:
         """Add positions (frames, atoms, 3), nm."""
@@ -88,12 +88,12 @@ class ConstraintFinder:
             return
         vectors = positions[:, self.pairs[:, 1]] - positions[:, self.pairs[:, 0]]
         lengths = np.sqrt((vectors**2).sum(-1))
-        if self._frames == 0:
+        if self.frames == 0:
             self._reference = lengths[0]
         lengths = lengths - self._reference
         self._sum += lengths.sum(0)
         self._square += (lengths**2).sum(0)
-        self._frames += len(lengths)
+        self.frames += len(lengths)
 
     def constraints(self) -> list[tuple[int, int]]:
         """Return the pairs found.
@@ -101,12 +101,12 @@ class ConstraintFinder:
         Raises:
             InputError: if fewer than 10 frames were seen: too few to tell.
         """
-        if self._frames < 10:
+        if self.frames < 10:
             raise InputError(
-                f"{self._frames} frames are too few to find constraints in; "
+                f"{self.frames} frames are too few to find constraints in; "
                 "give the OpenMM System, or constraints=()"
             )
-        variance = self._square / self._frames - (self._sum / self._frames) ** 2
+        variance = self._square / self.frames - (self._sum / self.frames) ** 2
         fixed = np.sqrt(np.maximum(variance, 0)) < self.tolerance
         return [(int(i), int(j)) for i, j in self.pairs[fixed]]
 

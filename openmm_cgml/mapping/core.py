@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ import scipy.sparse
 
 from ..errors import InputError
 from ..topology import CGTopology, atom_label, atom_masses
+
+#: Frames that `apply_matrix` takes at a time.
+_BLOCK_FRAMES = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +24,7 @@ class Mapping:
         matrix: sparse (beads, atoms); rows sum to one, so translations are kept.
         topology: the beads.
         atom_labels: names of the atoms, for messages.
+        atom_bonds: (bonds, 2) chemical bonds between atoms; they tell molecules apart.
 
     Raises:
         InputError: if a row does not sum to one, a bead has no atoms, or two beads are equal.
@@ -30,12 +34,15 @@ class Mapping:
     matrix: Any
     topology: CGTopology
     atom_labels: tuple[str, ...]
+    atom_bonds: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=int))
 
     def __post_init__(self) -> None:
         matrix = scipy.sparse.csr_array(self.matrix, dtype=np.float64)
         matrix.eliminate_zeros()
         matrix.sort_indices()  # so that equal beads are equal bytes
         object.__setattr__(self, "matrix", matrix)
+        bonds = np.asarray(self.atom_bonds, dtype=int).reshape(-1, 2)
+        object.__setattr__(self, "atom_bonds", bonds)
         if matrix.shape != (len(self.topology), len(self.atom_labels)):
             raise InputError(
                 f"mapping matrix has shape {matrix.shape} but there are {len(self.topology)} "
@@ -84,19 +91,42 @@ class Mapping:
 def apply_matrix(matrix: Any, values: np.ndarray) -> np.ndarray:
     """Apply a (beads, atoms) matrix to each Cartesian axis of (frames, atoms, 3) values.
 
+    Sums are taken in float64, and so returned; where every bead is one atom, that atom's values
+    are returned as they are, in their own type.
+
     Raises:
         InputError: if the number of atoms differs.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = np.asarray(values)
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float64)
     if values.ndim != 3 or values.shape[1:] != (matrix.shape[1], 3):
         raise InputError(
             f"values have shape {values.shape} but the map takes (frames, {matrix.shape[1]}, 3); "
             "give the trajectory that the mapping was made for"
         )
-    frames, atoms, _ = values.shape
-    flat = values.transpose(1, 0, 2).reshape(atoms, frames * 3)
-    mapped = np.asarray(matrix @ flat)
-    return np.ascontiguousarray(mapped.reshape(-1, frames, 3).transpose(1, 0, 2))
+    matrix = scipy.sparse.csr_array(matrix)
+    beads, frames = matrix.shape[0], len(values)
+    if len(matrix.data) == beads and (np.diff(matrix.indptr) == 1).all() and _ones(matrix.data):
+        return np.take(values, matrix.indices, axis=1)  # atoms that are kept, exactly
+    used = np.unique(matrix.indices)
+    if len(used) < matrix.shape[1]:
+        matrix = matrix[:, used]
+    mapped = np.empty((frames, beads, 3))
+    # A sparse product wants atoms first. A block at a time they are turned in the cache, and there
+    # is no copy of all atoms in float64.
+    for start in range(0, frames, _BLOCK_FRAMES):
+        block = values[start : start + _BLOCK_FRAMES]
+        if len(used) < values.shape[1]:
+            block = np.take(block, used, axis=1)
+        flat = np.ascontiguousarray(block.transpose(1, 2, 0), dtype=np.float64)
+        product = np.asarray(matrix @ flat.reshape(len(used), -1))
+        mapped[start : start + len(block)] = product.reshape(beads, 3, -1).transpose(2, 0, 1)
+    return mapped
+
+
+def _ones(values: np.ndarray) -> bool:
+    return bool((values == 1).all())
 
 
 def triplets(matrix: Any) -> dict[str, list[Any]]:
@@ -218,7 +248,8 @@ def group_mapping(
     )
     labels = tuple(atom_label(top, a) for a in range(top.n_atoms))
     bonds = _contracted_bonds(top, [set(map(int, group)) for group in groups])
-    return Mapping(name, matrix, replace(beads, bonds=bonds), labels)
+    atom_bonds = np.array([(a.index, b.index) for a, b in top.bonds]).reshape(-1, 2)
+    return Mapping(name, matrix, replace(beads, bonds=bonds), labels, atom_bonds)
 
 
 def _check_groups(

@@ -29,7 +29,7 @@ def selection_mapping(
     if kind not in ("slice", "com"):
         raise InputError(f"mapping kind {kind!r} is unknown; choose 'slice' or 'com'")
     if isinstance(selection, str):
-        atoms = _select(top, selection)
+        atoms = select_atoms(top, selection)
         if kind == "slice":
             return slice_mapping(top, atoms)
         return com_mapping(top, [atoms])
@@ -38,7 +38,7 @@ def selection_mapping(
         names, texts = list(selection), list(selection.values())
     else:
         names, texts = None, list(selection)
-    groups = [_select(top, text) for text in texts]
+    groups = [select_atoms(top, text) for text in texts]
     if kind == "com":
         return com_mapping(top, groups, names=names)
     for text, group in zip(texts, groups, strict=True):
@@ -50,7 +50,12 @@ def selection_mapping(
     return slice_mapping(top, [g[0] for g in groups], names=names)
 
 
-def _select(top: Any, text: str) -> list[int]:
+def select_atoms(top: Any, text: str) -> list[int]:
+    """Return the atoms that a selection matches.
+
+    Raises:
+        InputError: if it is not understood, or matches nothing.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # mdtraj's parser uses deprecated names

@@ -13,7 +13,7 @@ the atoms of a bead and what is constrained to them. The *optimal* map has the l
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import scipy.sparse
 from ..errors import InputError
 from .constraints import constraint_groups, tie_matrix
 from .core import Mapping, apply_matrix, triplets
+from .kinds import BlockSums, molecule_kinds
 
 #: Ridge strengths tried by cross-validation, in units of the mean diagonal of the Gram matrix.
 RIDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -38,6 +39,8 @@ class ForceMap:
         mean_square: mean of F^2 per component over the frames it was fitted on,
             (kJ/mol/nm)^2; None if it was not fitted. Cross-validated for the optimal map.
         ridge: regularisation chosen, in units of the mean diagonal of the Gram matrix.
+        compared: mean squares that the maps leave on the frames of the fit, name -> (kJ/mol/nm)^2;
+            cross-validated where there is something to fit.
     """
 
     name: str
@@ -45,6 +48,7 @@ class ForceMap:
     constraint_groups: tuple[tuple[int, ...], ...]
     mean_square: float | None = None
     ridge: float | None = None
+    compared: dict[str, float] = field(default_factory=dict)
 
     def map_forces(self, forces: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
         """Map forces (frames, atoms, 3) to (frames, beads, 3), kJ/mol/nm.
@@ -61,6 +65,7 @@ class ForceMap:
             "constraint_groups": [list(g) for g in self.constraint_groups if len(g) > 1],
             "mean_square": self.mean_square,
             "ridge": self.ridge,
+            "compared": self.compared,
         }
 
 
@@ -105,8 +110,8 @@ class OptimalFit(BasicFit):
 class ForceGram:
     """Second moments of the atomistic forces, streamed; what the optimal map is made from.
 
-    Memory is independent of the number of frames: at most 40 (groups, groups) matrices, each of
-    a contiguous block of frames. When there are more, neighbours are joined and blocks double.
+    One (groups, groups) matrix a kind of molecule, in contiguous blocks of frames: see
+    `BlockSums`.
 
     Args:
         mapping: the position map.
@@ -114,36 +119,31 @@ class ForceGram:
         block_frames: consecutive frames of the first blocks.
     """
 
-    max_blocks = 40
-
     def __init__(
         self, mapping: Mapping, constraints: Iterable[tuple[int, int]], block_frames: int = 250
     ) -> None:
         self.groups = constraint_groups(constraints, mapping.n_atoms)
-        self._tie = tie_matrix(self.groups)
-        self._block_frames = block_frames
-        self.blocks: list[np.ndarray] = []
-        self.frames: list[int] = []
+        self.kinds = molecule_kinds(mapping, self.groups)
+        self.ties = [kind.tie for kind in self.kinds]
+        shapes = [2 * (len(kind.groups),) for kind in self.kinds]
+        self.sums = BlockSums(shapes, block_frames)
 
     def add(self, forces: np.ndarray) -> None:
         """Add forces (frames, atoms, 3), kJ/mol/nm, that follow those added before."""
-        while len(forces):
-            if not self.frames or self.frames[-1] >= self._block_frames:
-                self._open_block()
-            room = self._block_frames - self.frames[-1]
-            grouped = apply_matrix(self._tie, forces[:room])
-            flat = grouped.transpose(1, 0, 2).reshape(grouped.shape[1], -1)
-            self.blocks[-1] += flat @ flat.T
-            self.frames[-1] += len(grouped)
-            forces = forces[room:]
+        self.sums.add(len(forces), lambda part: self._moments(forces[part]))
 
-    def _open_block(self) -> None:
-        if len(self.blocks) == self.max_blocks:
-            self.blocks = [a + b for a, b in zip(self.blocks[::2], self.blocks[1::2], strict=True)]
-            self.frames = [a + b for a, b in zip(self.frames[::2], self.frames[1::2], strict=True)]
-            self._block_frames *= 2
-        self.blocks.append(np.zeros((len(self.groups), len(self.groups))))
-        self.frames.append(0)
+    def _moments(self, forces: np.ndarray) -> list[np.ndarray]:
+        moments = []
+        for kind, tie in zip(self.kinds, self.ties, strict=True):
+            flat = _group_sums(tie, kind.gather(forces))
+            moments.append(flat @ flat.T)
+        return moments
+
+
+def _group_sums(tie: np.ndarray, forces: np.ndarray) -> np.ndarray:
+    """Return forces (samples, atoms, 3) summed over groups, as (groups, samples x 3)."""
+    atoms = np.asarray(forces, dtype=np.float64).transpose(1, 0, 2)
+    return tie @ atoms.reshape(atoms.shape[0], -1)
 
 
 def basic_force_map(mapping: Mapping, constraints: Iterable[tuple[int, int]] = ()) -> ForceMap:
@@ -162,9 +162,9 @@ def basic_force_map(mapping: Mapping, constraints: Iterable[tuple[int, int]] = (
     used = scipy.sparse.csr_array((np.abs(mapping.matrix) @ tie.T) > 0, dtype=np.float64)
     shared = np.flatnonzero(np.asarray(used.sum(axis=0)).ravel() > 1)
     if len(shared):
-        beads = np.flatnonzero(used[:, [int(shared[0])]].toarray().ravel())[:2]
-        first, second = (mapping.topology.label(int(b)) for b in beads)
-        _require_solvable(mapping, grouped.toarray())
+        pair = np.flatnonzero(used[:, [int(shared[0])]].toarray().ravel())[:2]
+        _require_solvable(mapping, pair, grouped[pair].toarray())
+        first, second = (mapping.topology.label(int(b)) for b in pair)
         raise InputError(
             f"beads {first} and {second} share atoms, so the basic force map is not defined; "
             "use the optimal force map"
@@ -182,7 +182,8 @@ def optimal_force_map(
     Minimises b^T G b for each bead's row b under B M^T = 1, with constrained atoms tied; G is the
     Gram matrix of the forces summed over frames and axes (one map for all axes keeps rotations),
     plus a ridge chosen by cross-validation over contiguous blocks. Since all valid maps have the
-    same mean force, the least mean square is the least noise.
+    same mean force, the least mean square is the least noise. A bead's row is zero outside its
+    molecule, and identical molecules share their rows.
 
     Args:
         mapping: the position map.
@@ -194,35 +195,60 @@ def optimal_force_map(
 
     Reference: Kraemer et al. 2023, doi:10.1021/acs.jpclett.3c00444.
     """
-    if not gram.blocks:
+    if not gram.sums.blocks:
         raise InputError("the optimal force map is fitted to forces; give some, or use 'basic'")
     groups = constraint_groups(constraints, mapping.n_atoms)
     if groups != gram.groups:
         raise InputError("the force statistics were gathered with other constraints; redo them")
-    tie = tie_matrix(groups)
-    grouped_map = np.asarray((mapping.matrix @ tie.T).toarray())
-    _require_solvable(mapping, grouped_map)
-    blocks, frames = np.stack(gram.blocks), np.array(gram.frames, dtype=float)
-    folds = np.array_split(np.arange(len(blocks)), min(5, len(blocks)))
-    scores = {ridge: 0.0 for ridge in RIDGES}
-    for held_out in folds if len(folds) > 1 else []:
-        kept = np.setdiff1d(np.arange(len(blocks)), held_out)
-        for ridge in RIDGES:
-            rows = _least_rows(blocks[kept].sum(0), grouped_map, ridge)
-            scores[ridge] += float(np.einsum("ig,gh,ih->", rows, blocks[held_out].sum(0), rows))
-    ridge = min(scores, key=lambda r: scores[r]) if len(folds) > 1 else 1e-3
-    total = blocks.sum(0)
-    rows = _least_rows(total, grouped_map, ridge)
-    square = scores[ridge] if len(folds) > 1 else float(np.einsum("ig,gh,ih->", rows, total, rows))
+    frames = sum(gram.sums.frames)
+    matrix = scipy.sparse.lil_array(mapping.matrix.shape)
+    square, ridges = 0.0, []
+    folds = list(gram.sums.folds())
+    for number, (kind, tie) in enumerate(zip(gram.kinds, gram.ties, strict=True)):
+        grouped_map = kind.matrix @ tie.T
+        _require_solvable(mapping, kind.beads[0], grouped_map)
+        scores = dict.fromkeys(RIDGES, 0.0)
+        for kept, held in folds:
+            for ridge in RIDGES:
+                rows = least_rows(kept[number], grouped_map, ridge)
+                scores[ridge] += float(np.einsum("ig,gh,ih->", rows, held[number], rows))
+        ridge = min(scores, key=lambda r: scores[r]) if folds else 1e-3
+        total = gram.sums.total()[number]
+        rows = least_rows(total, grouped_map, ridge)
+        square += scores[ridge] if folds else float(np.einsum("ig,gh,ih->", rows, total, rows))
+        ridges.append(ridge)
+        for atoms, beads in zip(kind.atoms, kind.beads, strict=True):
+            matrix[np.ix_(beads, atoms)] = rows @ tie
+    components = frames * 3 * len(mapping.topology)
+    compared = {"optimal": square / components}
+    if (basic := _basic_square(mapping, constraints, gram)) is not None:
+        compared = {"basic": basic / components, **compared}
     result = ForceMap(
         "optimal",
-        scipy.sparse.csr_array(rows @ tie.toarray()),
+        scipy.sparse.csr_array(matrix),
         groups,
-        mean_square=float(square / (frames.sum() * 3 * len(rows))),
-        ridge=ridge,
+        mean_square=square / components,
+        ridge=max(ridges),
+        compared=compared,
     )
     check_force_map(mapping, result.matrix, constraints)
     return result
+
+
+def _basic_square(
+    mapping: Mapping, constraints: Iterable[tuple[int, int]], gram: ForceGram
+) -> float | None:
+    """Return the sum of squares of the basic map's forces; None where it is not defined."""
+    try:
+        basic = scipy.sparse.csr_array(basic_force_map(mapping, constraints).matrix)
+    except InputError:
+        return None
+    square = 0.0
+    for kind, total in zip(gram.kinds, gram.sums.total(), strict=True):
+        first = kind.atoms[0][[group[0] for group in kind.groups]]
+        rows = basic[kind.beads[0]][:, first].toarray()
+        square += float(np.einsum("ig,gh,ih->", rows, total, rows))
+    return square
 
 
 def check_force_map(
@@ -245,27 +271,30 @@ def check_force_map(
             "they must be equal"
         )
     label = mapping.topology.label
-    wrong = np.asarray((matrix @ mapping.matrix.T).toarray()) - np.eye(len(mapping.topology))
-    if np.abs(wrong).max() > 1e-8:
-        i, j = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
+    identity = scipy.sparse.eye_array(len(mapping.topology), format="csr")
+    wrong = (matrix @ mapping.matrix.T - identity).tocoo()
+    if wrong.nnz and np.abs(wrong.data).max() > 1e-8:
+        worst = int(np.abs(wrong.data).argmax())
+        i, j = int(wrong.row[worst]), int(wrong.col[worst])
         raise InputError(
-            f"force map is inconsistent with the position map: the row of bead {label(int(i))} "
-            f"moves bead {label(int(j))} by {wrong[i, j] + (i == j):.4g} instead of "
+            f"force map is inconsistent with the position map: the row of bead {label(i)} "
+            f"moves bead {label(j)} by {wrong.data[worst] + (i == j):.4g} instead of "
             f"{int(i == j)}; use FORCE_MAPS['basic'] or ['optimal']"
         )
-    dense_rows = matrix.toarray()
-    for first, second in constraints:
-        gap = np.abs(dense_rows[:, first] - dense_rows[:, second])
-        if gap.max() > 1e-8:
-            bead = label(int(gap.argmax()))
-            raise InputError(
-                f"force map ignores the constraint {mapping.atom_labels[first]}-"
-                f"{mapping.atom_labels[second]}: bead {bead} weighs their forces differently; "
-                "give both the same weight"
-            )
+    columns = scipy.sparse.csc_array(matrix)
+    pairs = np.array(list(constraints), dtype=int).reshape(-1, 2)
+    gaps = abs(columns[:, pairs[:, 0]] - columns[:, pairs[:, 1]]).tocoo()
+    if gaps.nnz and gaps.data.max() > 1e-8:
+        worst = int(gaps.data.argmax())
+        bead, (first, second) = label(int(gaps.row[worst])), pairs[gaps.col[worst]]
+        raise InputError(
+            f"force map ignores the constraint {mapping.atom_labels[first]}-"
+            f"{mapping.atom_labels[second]}: bead {bead} weighs their forces differently; "
+            "give both the same weight"
+        )
 
 
-def _least_rows(gram: np.ndarray, grouped_map: np.ndarray, ridge: float) -> np.ndarray:
+def least_rows(gram: np.ndarray, grouped_map: np.ndarray, ridge: float) -> np.ndarray:
     """Solve min_b b^T G b subject to (M b) = e_I for every bead I: a KKT system."""
     size, beads = len(gram), len(grouped_map)
     scale = np.trace(gram) / size or 1.0
@@ -279,13 +308,13 @@ def _least_rows(gram: np.ndarray, grouped_map: np.ndarray, ridge: float) -> np.n
     return np.linalg.lstsq(kkt, right, rcond=1e-13)[0][:size].T
 
 
-def _require_solvable(mapping: Mapping, grouped_map: np.ndarray) -> None:
+def _require_solvable(mapping: Mapping, beads: np.ndarray, grouped_map: np.ndarray) -> None:
     """Refuse maps for which no constant row can move one bead and keep all constraints."""
     if np.linalg.matrix_rank(grouped_map) == len(grouped_map):
         return
     kernel = np.linalg.svd(grouped_map.T)[2][-1]
-    beads = [mapping.topology.label(int(b)) for b in np.argsort(-np.abs(kernel))[:2]]
+    first, second = (mapping.topology.label(int(beads[b])) for b in np.argsort(-abs(kernel))[:2])
     raise InputError(
-        f"constraints tie beads {beads[0]} and {beads[1]} together, so no constant force map "
+        f"constraints tie beads {first} and {second} together, so no constant force map "
         "exists; use data with fewer constraints (HBonds or none), or other beads"
     )

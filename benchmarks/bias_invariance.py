@@ -1,0 +1,348 @@
+"""Do two biases along the beads give the same mean forces, and do wrong ones show?
+
+1. Müller-Brown by quadrature: mean forces under three biases, kT = 1.
+2. Capped alanine, five beads: the forces along phi and psi of two metadynamics runs (bias factors
+   1.5 and 6, in ``../shared/data`` or CGML_DATA), in bins of 10 degrees, frames in a bin weighted
+   by exp(V / kT), with errors from the scatter in the bin and the correlation of its residuals.
+3. The same on short runs of `run_reference`, with two negative controls: a bias that is left in
+   the forces, and a bias along a hydrogen that no bead knows. Those must fail.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch  # noqa: F401  (before openmm)
+
+import numpy as np
+import openmm
+import scipy.stats
+
+import openmm_cgml as cgml
+from benchmarks.contract import Outcome, Target, main
+from openmm_cgml.analysis import dihedral_angles
+from openmm_cgml.mapping.constraints import constraints_from_system
+from openmm_cgml.reference.reporter import DatasetReporter
+from openmm_cgml.reference.run import run_reference
+from openmm_cgml.reference.setup import ReferenceSystem, build_system
+from openmm_cgml.reweight import statistical_inefficiency
+from openmm_cgml.units import thermal_energy
+
+ISSUE = "maps issue: bias invariance; z-scores of all bins together, and of the worst"
+DATA = Path(os.environ.get("CGML_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SEED = 1
+KT = thermal_energy(300)
+#: phi and psi of the five backbone beads.
+TORSIONS = [[0, 1, 2, 3], [1, 2, 3, 4]]
+#: Where the windows are, rad.
+PHI, PSI = -1.4, 1.2
+PACKAGE = resources.files(cgml) / "data" / "quickstart"
+
+# ---------------------------------------------------------------- Müller-Brown
+
+#: Authors' scale, kT = 1: A exp(a (x - X)^2 + b (x - X) (y - Y) + c (y - Y)^2).
+TERMS = (
+    (-17.3, -0.0039, 0.0, -0.0391, 48.0, 8.0),
+    (-8.7, -0.0039, 0.0, -0.0391, 32.0, 16.0),
+    (-14.7, -0.0254, 0.043, -0.0254, 24.0, 32.0),
+    (1.3, 0.00273, 0.0023, 0.00273, 16.0, 24.0),
+)
+X = np.linspace(10, 50, 401)
+Y = np.linspace(-15, 60, 6001)
+Bias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def muller_brown(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the energy and its derivative by x."""
+    energy, slope = np.zeros(np.broadcast(x, y).shape), np.zeros(np.broadcast(x, y).shape)
+    for amplitude, a, b, c, x0, y0 in TERMS:
+        dx, dy = x - x0, y - y0
+        term = amplitude * np.exp(a * dx**2 + b * dx * dy + c * dy**2)
+        energy += term
+        slope += term * (2 * a * dx + b * dy)
+    return energy, slope
+
+
+def mean_force(bias: Bias, subtract: bool = True) -> np.ndarray:
+    """Return the mean force along x on `X`, under a bias that returns energy and slope by x."""
+    energy, slope = muller_brown(X[:, None], Y[None])
+    added, steepness = bias(X[:, None], Y[None])
+    total = energy + added
+    weights = np.exp(-(total - total.min(axis=1, keepdims=True)))
+    force = -slope if subtract else -slope - steepness
+    return (weights * force).sum(axis=1) / weights.sum(axis=1)
+
+
+def no_bias(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """No bias."""
+    return np.zeros_like(x + y), np.zeros_like(x + y)
+
+
+def well(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The authors' bias along x."""
+    bump = -4 * np.exp(-((x - 32) ** 2) / 50) + 0 * y
+    return bump, bump * -(x - 32) / 25
+
+
+def wave(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Another bias along x."""
+    return 3 * np.sin(x / 4) + 0 * y, 0.75 * np.cos(x / 4) + 0 * y
+
+
+def hidden_well(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A bias along y, which the bead does not know."""
+    bump = -4 * np.exp(-((y - 20) ** 2) / 50) + 0 * x
+    return bump, 0 * bump
+
+
+# ---------------------------------------------------------------- two runs
+
+
+class Binned(NamedTuple):
+    """Mean generalised forces in bins of (phi, psi): kT/rad, nan where there are few frames."""
+
+    mean: np.ndarray
+    error: np.ndarray
+
+
+class Agreement(NamedTuple):
+    """How well two runs agree.
+
+    Attributes:
+        bins: compared, over both torsions.
+        worst: largest |z|.
+        total: chi-square of all bins as a normal z-score.
+    """
+
+    bins: int
+    worst: float
+    total: float
+
+
+def generalised_forces(dataset: cgml.CGDataset) -> np.ndarray:
+    """Return F . dR/dphi and F . dR/dpsi (frames, 2), kT/rad: beads beyond the axis are turned."""
+    x, f = dataset.positions.astype(np.float64), dataset.forces.astype(np.float64)
+    found = []
+    for _, j, k, end in TORSIONS:
+        axis = x[:, k] - x[:, j]
+        axis /= np.linalg.norm(axis, axis=-1, keepdims=True)
+        lever = np.cross(axis[:, None], x[:, end:] - x[:, [k]])
+        found.append((lever * f[:, end:]).sum((-1, -2)) / KT)
+    return np.stack(found, axis=1)
+
+
+def binned(dataset: cgml.CGDataset, bins: int = 36, least: int = 20) -> Binned:
+    """Bin the generalised forces, frames in a bin weighted by exp(V / kT)."""
+    forces = generalised_forces(dataset)
+    angles = dihedral_angles(dataset.positions, TORSIONS)
+    which = (np.floor((angles + np.pi) / (2 * np.pi) * bins).astype(int) % bins) @ [bins, 1]
+    bias = np.zeros(len(dataset)) if dataset.bias_energy is None else dataset.bias_energy
+    mean = np.full((bins**2, 2), np.nan)
+    error = np.full((bins**2, 2), np.nan)
+    residual = np.zeros_like(forces)
+    counts = np.bincount(which, minlength=bins**2)
+    for number in np.flatnonzero(counts >= least):
+        mine = which == number
+        weights = np.exp((bias[mine] - bias[mine].max()) / KT)
+        weights /= weights.sum()
+        mean[number] = weights @ forces[mine]
+        residual[mine] = forces[mine] - mean[number]
+        # Variance of a weighted mean, with the small-sample factor of equal weights.
+        factor = mine.sum() / (mine.sum() - 1)
+        error[number] = np.sqrt(factor * (weights**2 @ residual[mine] ** 2))
+    correlated = [statistical_inefficiency(residual[:, k]) for k in range(2)]
+    return Binned(mean, error * np.sqrt(correlated))
+
+
+def agreement(one: cgml.CGDataset, other: cgml.CGDataset) -> Agreement:
+    """Compare the mean generalised forces of two runs in the bins that both visit."""
+    a, b = binned(one), binned(other)
+    z = (a.mean - b.mean) / np.hypot(a.error, b.error)
+    z = z[np.isfinite(z)]
+    if not len(z):
+        raise SystemExit("the runs have no bin in common: make them longer")
+    chi_square = float((z**2).sum())
+    # Wilson-Hilferty: a normal score that does not run out of digits where p does.
+    cube = 2 / (9 * len(z))
+    total = ((chi_square / len(z)) ** (1 / 3) - (1 - cube)) / np.sqrt(cube)
+    return Agreement(len(z), float(np.abs(z).max()), float(total))
+
+
+def expected_worst(bins: int) -> float:
+    """Return the |z| that the worst of so many bins passes once in a thousand times."""
+    return float(scipy.stats.norm.isf(0.0005 / bins))
+
+
+def shared_run(name: str) -> cgml.CGDataset:
+    """Map one of the long runs; its first 2 ns, while the bias grows fast, are left out."""
+    with np.load(DATA / "ala2" / f"{name}.npz") as arrays, resources.as_file(PACKAGE) as files:
+        source = cgml.read_trajectory(
+            arrays["positions"][2000:],
+            top=files / "topology.pdb",
+            forces=arrays["forces"][2000:],
+            bias_energy=arrays["bias_energy"][2000:],
+        )
+        mapping = cgml.MAPPINGS["backbone"](source.topology)
+        pairs = constraints_from_system(files / "system.xml")
+        return cgml.map_trajectory(
+            source, mapping, temperature=300, constraints=pairs, force_map="rotation"
+        )
+
+
+# ---------------------------------------------------------------- runs of our own
+
+
+def metadynamics(folder: Path, bias_factor: float, ns: float, seed: int) -> cgml.CGDataset:
+    """Run metadynamics along phi and psi."""
+    with resources.as_file(PACKAGE / "topology.pdb") as pdb:
+        run = run_reference(
+            pdb,
+            folder / f"metadynamics_{bias_factor}.h5",
+            ns=ns,
+            method="metadynamics",
+            variables=["phi", "psi"],
+            bias_factor=bias_factor,
+            interval=0.2,
+            force_map="rotation",
+            platform="Reference",
+            seed=seed,
+        )
+    return run.dataset()
+
+
+def umbrella(folder: Path, spring: float, ns: float, seed: int) -> cgml.CGDataset:
+    """Run one umbrella window, k (1 - cos) along phi and psi, in a populated region."""
+    with resources.as_file(PACKAGE / "topology.pdb") as pdb:
+        run = run_reference(
+            pdb,
+            folder / f"umbrella_{spring}.h5",
+            ns=ns,
+            method="umbrella",
+            variables=["phi", "psi"],
+            centres=[[PHI, PSI]],
+            springs=[spring],
+            interval=0.1,
+            equilibrate=20.0,
+            calibrate=200,
+            force_map="rotation",
+            platform="Reference",
+            seed=seed,
+        )
+    return run.dataset()
+
+
+def left_in(folder: Path, ns: float, seed: int) -> cgml.CGDataset:
+    """Run with the same kind of bias in the force group of the physical forces: it is recorded."""
+    system = _system()
+    for atoms, centre in (
+        (("ACE-C", "ALA-N", "ALA-CA", "ALA-C"), PHI),
+        (("ALA-N", "ALA-CA", "ALA-C", "NME-N"), PSI),
+    ):
+        force = openmm.CustomTorsionForce(f"40*(1-cos(theta-({centre})))")
+        force.addTorsion(*_atoms(*atoms), [])
+        system.system.addForce(force)
+    run = run_reference(
+        system,
+        folder / "left_in.h5",
+        ns=ns,
+        variables=["phi", "psi"],
+        interval=0.1,
+        equilibrate=20.0,
+        calibrate=200,
+        force_map="rotation",
+        platform="Reference",
+        seed=seed,
+    )
+    return run.dataset()
+
+
+def hidden(folder: Path, ns: float, seed: int) -> cgml.CGDataset:
+    """Run with a bias on the distance of two atoms that no bead keeps; forces are unbiased."""
+    system = _system()
+    force = openmm.CustomBondForce("60*(r-0.25)")
+    force.addBond(*_atoms("ACE-O", "NME-H"), [])
+    force.setForceGroup(7)
+    system.system.addForce(force)
+    integrator = openmm.LangevinMiddleIntegrator(300, 1, 0.002)
+    integrator.setRandomNumberSeed(seed)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = openmm.app.Simulation(system.topology, system.system, integrator, platform)
+    simulation.context.setPositions(system.positions)
+    simulation.minimizeEnergy()
+    simulation.context.setVelocitiesToTemperature(300, seed)
+    simulation.step(10_000)
+    mapping = cgml.MAPPINGS["backbone"](cgml.read_topology(system.topology))
+    output = folder / "hidden.h5"
+    with DatasetReporter(
+        output, 100, mapping, temperature=300, bias_groups={7}, force_map="optimal"
+    ) as reporter:
+        simulation.reporters.append(reporter)
+        simulation.step(int(ns * 500_000))
+    return cgml.read_dataset(output)
+
+
+def _system() -> ReferenceSystem:
+    with resources.as_file(PACKAGE / "topology.pdb") as pdb:
+        return build_system(pdb)
+
+
+def _atoms(*labels: str) -> list[int]:
+    with resources.as_file(PACKAGE / "topology.pdb") as pdb:
+        top = cgml.read_topology(pdb)
+    index = {f"{a.residue.name}-{a.name}": a.index for a in top.atoms}
+    return [index[label] for label in labels]
+
+
+def run(quick: bool) -> Outcome:
+    """Compare."""
+    unbiased = mean_force(no_bias)
+    targets = [
+        Target("Müller-Brown: largest difference of mean forces, two biases", "kT", 1e-10,
+               max(float(np.abs(mean_force(b) - unbiased).max()) for b in (well, wave)),
+               source=ISSUE),
+        Target("Müller-Brown control, bias left in", "kT", 0.1,
+               float(np.abs(mean_force(well, subtract=False) - unbiased).max()), at_most=False,
+               source=ISSUE),
+        Target("Müller-Brown control, hidden variable", "kT", 0.1,
+               float(np.abs(mean_force(hidden_well) - unbiased).max()), at_most=False,
+               source=ISSUE),
+    ]  # fmt: skip
+    details: dict[str, Any] = {}
+    pairs: list[tuple[str, cgml.CGDataset, cgml.CGDataset, bool]] = []
+    if not quick and DATA.is_dir():
+        one, other = shared_run("wtmetad_gamma1.5"), shared_run("wtmetad_gamma6")
+        pairs.append(("bias factors 1.5 and 6, 20 and 40 ns", one, other, True))
+    ns = 0.1 if quick else 4.0
+    soft, stiff = 15.0, 60.0  # kJ/mol
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        right = umbrella(folder, soft, ns, SEED)
+        pairs += [
+            ("own windows, springs 15 and 60", right, umbrella(folder, stiff, ns, 2), True),
+            ("control: bias left in the forces", right, left_in(folder, ns, 3), False),
+        ]
+        if not quick:
+            six = metadynamics(folder, 6.0, ns, 4)
+            pairs += [
+                ("own runs, bias factors 6 and 3", six, metadynamics(folder, 3.0, ns, 5), True),
+                ("control: hidden variable", six, hidden(folder, ns, 6), False),
+            ]
+        for label, first, second, agrees in pairs:
+            found = agreement(first, second)
+            details[label] = found._asdict()
+            targets.append(
+                Target(f"{label}: z-score of {found.bins} comparisons", "", 4.0, found.total,
+                       at_most=agrees, source=ISSUE)
+            )  # fmt: skip
+            targets.append(
+                Target(f"{label}: worst |z|", "", expected_worst(found.bins) if agrees else None,
+                       found.worst, source=ISSUE)
+            )  # fmt: skip
+    return Outcome(targets, SEED, details)
+
+
+if __name__ == "__main__":
+    main("bias_invariance", __doc__, run)
