@@ -45,6 +45,11 @@ def map_command(
     bias_energy: Annotated[str | None, typer.Option(help="Bias energy: .npy or .npz.")] = None,
     bias: Annotated[str, typer.Option(help="What the run was biased by, in words.")] = "",
     force_map: Annotated[str, typer.Option(help=f"One of: {', '.join(FORCE_MAPS)}.")] = "optimal",
+    noise: Annotated[
+        float | None,
+        typer.Option(help="Smear the beads by Gaussian noise of this width, nm: less force noise."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     system: Annotated[
         str | None,
         typer.Option(help="OpenMM System XML, for its constraints; else found in the data."),
@@ -107,6 +112,8 @@ def map_command(
         force_map=force_map,
         constraints="find" if system is None else system,
         periodic=not no_box,
+        noise=noise,
+        seed=seed,
         bias=bias,
         output=output,
     )
@@ -115,9 +122,20 @@ def map_command(
     if dataset.forces is None:
         say("no forces in the data: force matching needs some (--forces)")
     else:
-        groups = dataset.mapping["force_map"]["constraint_groups"]
-        rms = float((dataset.forces.astype(float) ** 2).mean() ** 0.5)
-        say(f"{force_map} force map, {len(groups)} constrained groups, force RMS {rms:.0f}")
+        _say_forces(dataset.mapping["force_map"])
+
+
+def _say_forces(force_map: dict[str, Any]) -> None:
+    """Print what the force map left of the forces, beside what others would."""
+    rms = force_map["mean_square"] ** 0.5
+    groups = len(force_map["constraint_groups"])
+    say(
+        f"{force_map['name']} force map, {groups} constrained groups, "
+        f"force RMS {rms:.0f} kJ/mol/nm per component"
+    )
+    if len(compared := force_map["compared"]) > 1:
+        left = ", ".join(f"{name} {square**0.5:.0f}" for name, square in compared.items())
+        say(f"RMS that each map leaves, of the same mean force: {left}")
 
 
 def _beads(
@@ -151,7 +169,8 @@ def _say_beads(beads: Any, atoms: Any) -> None:
 def _say_counts(beads: Any) -> None:
     """Print how many beads there are of each type."""
     counts = _counted(Counter(beads.topology.bead_types))
-    say(f"{beads.name}: {len(beads.topology)} beads of {beads.n_atoms} atoms: {counts}")
+    count = f"{len(beads.topology)} bead{'s' if len(beads.topology) > 1 else ''}"
+    say(f"{beads.name}: {count} of {beads.n_atoms} atoms: {counts}")
 
 
 def _counted(counts: Any) -> str:

@@ -26,7 +26,7 @@ _CARBON = "#BDBDBD"
 # A molecule of more atoms is drawn without its hydrogens, and more kinds than panels are counted.
 _MANY_ATOMS, _MANY_KINDS = 60, 6
 _BOND = 0.15  # nm, a bond's length in a drawing without positions
-_SMALLEST_TEXT = 4.5  # points
+_SMALLEST_TEXT = 5.0  # points
 _SMALLEST_SPAN = 0.6  # nm, of a panel
 
 
@@ -453,7 +453,7 @@ def _legend(figure: Any, colours: dict[str, str], meaning: str) -> None:
     if not meaning:
         return
     handles = [
-        Line2D([], [], marker="o", ls="", ms=8, mfc=c + "77", mec=c, label=name)
+        Line2D([], [], marker="o", ls="", ms=8, mfc=c + "77", mec=c, label=_short(name))
         for name, c in colours.items()
     ]
     figure.legend(
@@ -467,6 +467,11 @@ def _legend(figure: Any, colours: dict[str, str], meaning: str) -> None:
         handletextpad=0.1,
         columnspacing=1.2,
     )
+
+
+def _short(name: str) -> str:
+    """Shorten the names of large molecules' types."""
+    return name if len(name) <= 24 else f"{name[:11]} … {name[-11:]}"
 
 
 def _title(mapping: Mapping, hidden: int, missing: dict[str, int]) -> str:

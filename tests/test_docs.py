@@ -27,6 +27,7 @@ SMALLER = {
     "--epochs 60": "--epochs 1",
     "ns=1)": "ns=0.002)",
     "--ns 1 ": "--ns 0.002 ",
+    "--ns 5 ": "--ns 0.005 ",
     "copies=100": "copies=10",
     "--copies 100": "--copies 10",
     "--seconds 60": "--seconds 2",

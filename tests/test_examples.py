@@ -77,6 +77,28 @@ def test_replica_exchange(road, tmp_path, capsys):
     assert {p.name for p in tmp_path.iterdir()} == {"run.h5", "free_energy.png"}
 
 
+def test_reference_data(tmp_path, capsys):
+    run("07", "--output", tmp_path)
+    said = capsys.readouterr().out
+    assert re.search(r"metadynamics.h5: 20 frames, \d+ ns/day", said)
+    assert re.search(r"own.h5: 20 frames, force RMS \d+ kJ/mol/nm", said)
+    run("07", "--output", tmp_path)  # complete, and says so
+    assert {p.name for p in tmp_path.iterdir()} == {"metadynamics.h5", "own.h5"}
+
+
+def test_explicit_solvent_recipe(tmp_path, capsys):
+    run("08", "--output", tmp_path)
+    said = capsys.readouterr().out
+    assert "metadynamics_0.h5: 5 of 5 frames" in said
+    assert '"beads": 5, "solute_atoms": 22' in said
+
+
+@pytest.mark.slow
+def test_explicit_solvent_recipe_of_a_chain(tmp_path, capsys):
+    run("08", "--output", tmp_path, "--residues", 3, "--method", "unbiased")
+    assert '"beads": 11, "solute_atoms": 42' in capsys.readouterr().out
+
+
 def test_slurm_job(road, tmp_path, capsys):
     """The script's shell is valid; what it starts on many processes runs in one."""
     script = EXAMPLES / "slurm" / "remd.sh"

@@ -93,6 +93,8 @@ def test_each_kind_of_molecule_has_a_panel(loaded) -> None:
     assert [a.get_title() for a in figure.axes] == [
         "LEU42 to PHE76: 1 bead", "HOH × 52: 1 bead each"
     ]  # fmt: skip
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["LEU-SER-ASP … GLY-LEU-PHE", "HOH"]
     mapping = cgml.MAPPINGS["calpha"](run.topology)
     figure = cgml.draw_mapping(mapping, run.topology, run.xyz)
     assert figure.get_suptitle() == "calpha: 614 atoms, 35 beads; no beads: 52 HOH"
@@ -204,7 +206,7 @@ def test_beads_are_shown_without_a_trajectory(cgml_map, data, tmp_path) -> None:
     top = data / "topology.pdb"
     said = cgml_map("--top", top, "--mapping", "calpha", "--draw", path)
     assert said.splitlines() == [
-        "calpha: 1 beads of 22 atoms: 1 ALA",
+        "calpha: 1 bead of 22 atoms: 1 ALA",
         "beads: ALA2-CA",
         "without beads: 1 ACE, 1 NME",
         f"{path}: picture of the beads",

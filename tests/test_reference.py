@@ -16,16 +16,18 @@ import pytest
 
 import openmm_cgml as cgml
 from openmm_cgml import InputError, cli
+from openmm_cgml.analysis import dihedral_angles
 from openmm_cgml.command_reference import _METHODS, parse_centres
 from openmm_cgml.files import segments_folder
 from openmm_cgml.mapping.core import slice_mapping
-from openmm_cgml.reference import run as run_module
+from openmm_cgml.mapping.force_map import basic_force_map
 from openmm_cgml.reference.bias import Metadynamics
 from openmm_cgml.reference.methods import METHODS
-from openmm_cgml.reference.recorder import BeadMapper, read_segments
+from openmm_cgml.reference.recorder import BeadMapper, read_checkpoint, read_segments
 from openmm_cgml.reference.reporter import DatasetReporter
 from openmm_cgml.reference.run import run_reference
 from openmm_cgml.reference.setup import ReferenceSystem, build_system, solute_atoms
+from openmm_cgml.reference.variables import parse_variable
 from openmm_cgml.reweight import mean_and_error
 from openmm_cgml.units import GAS_CONSTANT, thermal_energy
 
@@ -108,17 +110,14 @@ def test_prmtop(pdb, tmp_path):
     structure = parmed.openmm.load_topology(topology, plain, made.positions * 10)
     structure.save(str(tmp_path / "a.prmtop"))
     structure.save(str(tmp_path / "a.rst7"))
-    read = build_system(
-        tmp_path / "a.prmtop",
-        coordinates=tmp_path / "a.rst7",
-        implicit="vacuum",
-        constraints="hbonds",
-    )
+    files = {"source": tmp_path / "a.prmtop", "coordinates": tmp_path / "a.rst7"}
+    read = build_system(**files, implicit="vacuum", constraints="none")
     expected = forces_of(plain, made.positions)
     np.testing.assert_allclose(
         forces_of(read.system, made.positions), expected, atol=2e-3 * expected.std()
     )
-    assert read.timestep == 0.002
+    read = build_system(**files, implicit="vacuum")
+    assert read.timestep == 0.002 and len(read.constraints) == 12
     run = run_reference(read, tmp_path / "a.h5", ns=0.0002, **SHORT)
     assert run.frames == 2
     with pytest.raises(InputError, match="has no box, so say what stands for the solvent"):
@@ -186,9 +185,7 @@ def test_solvent_is_recognised_by_its_atoms():
     chain = top.addChain()
     for name, symbols in (("XYZ", "OHH"), ("LIG", "CO"), ("ION", ("Na",))):
         residue = top.addResidue(name, chain)
-        atoms = [
-            top.addAtom(s, app.element.Element.getBySymbol(s), residue) for s in symbols
-        ]
+        atoms = [top.addAtom(s, app.element.Element.getBySymbol(s), residue) for s in symbols]
         for atom in atoms[1:]:
             top.addBond(atoms[0], atom)
     np.testing.assert_array_equal(solute_atoms(top), [3, 4])
@@ -207,7 +204,7 @@ def test_dataset_of_metadynamics(pdb, tmp_path):
     assert not segments_folder(tmp_path / "a.h5").exists()
     assert data.variable_names == ("phi:2", "psi:2") and data.temperature == 300
     # The variables are those of the beads: the map keeps their atoms.
-    phi = cgml.analysis.dihedral_angles(data.positions, [[0, 1, 2, 3]])
+    phi = dihedral_angles(data.positions, [[0, 1, 2, 3]])
     np.testing.assert_allclose(np.ravel(phi), data.variables[:, 0], atol=1e-4)
     assert (data.weights > 0).all() and data.bias_energy[0] == 0 and data.bias_energy[-1] > 1
     assert (data.trajectory == 0).all() and data.box is None
@@ -286,7 +283,7 @@ def test_killed_run_loses_no_frame(pdb, tmp_path):
         run_reference(pdb, output, ns=ns, **settings)
     # The end is the only thing that differs, so that the test ends.
     path = folder / "checkpoint.npz"
-    state = run_module.read_checkpoint(output)
+    state = read_checkpoint(output)
     state.settings["ns"] = ns
     path.write_bytes(state.to_bytes())
     run = run_reference(pdb, output, ns=ns, **settings)
@@ -527,9 +524,7 @@ def test_umbrella_windows_return_the_density(tmp_path):
     found = []
     for k in range(10):
         part = block == k
-        histogram = np.histogram(
-            data.variables[part, 0], edges, weights=data.weights[part]
-        )[0]
+        histogram = np.histogram(data.variables[part, 0], edges, weights=data.weights[part])[0]
         found.append(histogram / data.weights[part].sum())
     error = np.std(found, axis=0, ddof=1) / np.sqrt(10)
     z = (np.mean(found, axis=0) - exact) / error
@@ -541,7 +536,7 @@ def test_umbrella_windows_return_the_density(tmp_path):
 
 def test_explicit_solvent(pdb, tmp_path):
     """A box is filled, equilibrated and run; the solute alone is mapped, whole and isolated."""
-    system = build_system(pdb, solvent="tip3p", padding=0.62)
+    system = build_system(pdb, solvent="tip3p", padding=0.64)
     assert system.periodic and len(system.solute) == 22
     settings = {
         **{"platform": "CPU", "interval": 0.02, "force_map": "basic", "threads": 1},
@@ -573,7 +568,7 @@ def test_torn_molecules_are_made_whole(pdb):
 
 def test_mapping_of_the_whole_system_is_cut(pdb):
     """A map of a solvated topology is taken for the molecules that have beads."""
-    top = build_system(pdb, solvent="tip3p", padding=0.62).mdtraj
+    top = build_system(pdb, solvent="tip3p", padding=0.64).mdtraj
     whole = slice_mapping(top, [4, 6, 8])
     mapper = BeadMapper(top, whole, np.arange(22), [])
     assert mapper.mapping.n_atoms == 22 and len(mapper.atoms) == 22
@@ -595,9 +590,7 @@ def user_simulation(pdb, metadynamics=False, group=None):
         for atoms in ((4, 6, 8, 14), (6, 8, 14, 16)):
             torsion = openmm.CustomTorsionForce("theta")
             torsion.addTorsion(*atoms, [])
-            torsions.append(
-                app.BiasVariable(torsion, -np.pi, np.pi, 0.35, True)
-            )
+            torsions.append(app.BiasVariable(torsion, -np.pi, np.pi, 0.35, True))
         meta = app.Metadynamics(system, torsions, 300, 6, 20.0, 50)
     if group is not None:
         meta._force.setForceGroup(group)
@@ -638,7 +631,7 @@ def test_reporter_with_metadynamics(pdb, tmp_path):
     plain = build_system(pdb)
     expected = np.stack([forces_of(plain.system, x) for x in seen.frames])
     mapping = cgml.MAPPINGS["backbone"](plain.mdtraj)
-    force_map = cgml.mapping.force_map.basic_force_map(mapping, plain.constraints)
+    force_map = basic_force_map(mapping, plain.constraints)
     np.testing.assert_allclose(data.forces, force_map.map_forces(expected), atol=0.02, rtol=1e-5)
     beads = mapping.map_positions(np.stack(seen.frames))
     beads -= beads.mean(axis=1, keepdims=True)
@@ -647,7 +640,7 @@ def test_reporter_with_metadynamics(pdb, tmp_path):
     assert (data.bias_energy[:2] == 0).all() and data.bias_energy[2] > 10
     # c(t) as that of this package's own grid.
     own = Metadynamics(
-        [*map(lambda t: cgml.reference.variables.parse_variable(t, plain.mdtraj), ("phi", "psi"))],
+        [*map(lambda t: parse_variable(t, plain.mdtraj), ("phi", "psi"))],
         300.0,
     )
     own.grid = np.asarray(meta._totalBias)

@@ -9,6 +9,7 @@ import pytest
 
 import openmm_cgml as cgml
 from openmm_cgml import InputError
+from openmm_cgml.mapping.core import group_mapping
 from openmm_cgml.reference.bias import Metadynamics, Umbrella, free_group, verify_unbiased
 from openmm_cgml.reference.methods import MetadynamicsRun
 from openmm_cgml.reference.setup import build_system
@@ -104,9 +105,7 @@ def test_hidden_variables_are_refused(molecule):
 
 def test_beads_that_share_atoms_determine_differences(molecule):
     """The difference of beads (a+c)/2 and (b+c)/2 is (a-b)/2: that distance is a function."""
-    shared = cgml.mapping.core.group_mapping(
-        molecule.mdtraj, [[4, 5], [6, 5], [8]], [[0.5, 0.5], [0.5, 0.5], [1.0]]
-    )
+    shared = group_mapping(molecule.mdtraj, [[4, 5], [6, 5], [8]], [[0.5, 0.5], [0.5, 0.5], [1.0]])
     require_function_of_beads([CollectiveVariable("distance", (4, 6))], shared, "...")
     for atoms in ((4, 5), (4, 8)):
         with pytest.raises(InputError, match="is not a function of the beads"):

@@ -252,7 +252,7 @@ class RigidMotions:
             if len(group) > 1 and not beads:
                 anchor = max(group, key=lambda a: (partners[a], -a))
             elif len(group) > 1 and len(beads) == 1 and len(beads[0]) == 1:
-                anchor = next(iter(beads[0]))
+                anchor = int(next(iter(beads[0])))
             anchors.append(None if anchor is None else int(anchor))
         return holds, anchors
 
@@ -264,8 +264,8 @@ class RigidMotions:
             around.setdefault(j, []).append(i)
         owner: dict[int, set[int]] = {}
         for bead, row in enumerate(self.kind.matrix):
-            for atom in np.flatnonzero(row):
-                owner.setdefault(int(atom), set()).add(bead)
+            for index in np.flatnonzero(row):
+                owner.setdefault(int(index), set()).add(bead)
         frontier = sorted(owner)
         while frontier:
             reached: dict[int, set[int]] = {}

@@ -15,6 +15,8 @@ from .setup import ReferenceSystem, box_array
 
 # Ctrl-C is seen only when OpenMM's step() returns.
 _LONGEST_CALL_SECONDS = 0.5
+# Positions beyond this, nm, are as good as not finite: float32 loses bonds there.
+_FAR = 1e5
 # Above this, Reference is not tried: it has no neighbour list.
 _REFERENCE_ATOMS = 1000
 
@@ -195,8 +197,9 @@ class Machine:
         wanted = self.settings.force_map is not None
         state = self._state(wanted)
         positions = state.getPositions(asNumpy=True)._value
-        if not np.isfinite(positions).all():
-            worst = int(np.argmax(~np.isfinite(positions).all(axis=1)))
+        lost = ~(np.abs(positions) < _FAR).all(axis=1)
+        if lost.any():
+            worst = int(np.argmax(lost))
             raise CGMLError(
                 f"the position of {self._reference.label(worst)} is no longer finite; try a "
                 "shorter timestep. The frames until the last checkpoint are kept"
