@@ -61,7 +61,8 @@ def merge_command(
     weights: _Weights = "per_frame",
 ) -> None:
     """Join datasets of the same beads; with --name, collect those of several molecules."""
-    from .collection import collect_files, merge_files, read_collection
+    from .collection import collect_files, read_collection
+    from .merging import merge_files
 
     if name:
         if len(name) != len(files):
@@ -84,7 +85,7 @@ def append_command(
     weights: _Weights = "per_frame",
 ) -> None:
     """Add frames to a dataset; a kill on the way leaves the file as it was."""
-    from .collection import merge_files
+    from .merging import merge_files
 
     merge_files([file, *more], file, weights)
     _report(Path(file))

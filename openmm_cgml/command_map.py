@@ -44,10 +44,10 @@ def map_command(
     weights: Annotated[str | None, typer.Option(help="Frame weights: .npy or .npz.")] = None,
     bias_energy: Annotated[str | None, typer.Option(help="Bias energy: .npy or .npz.")] = None,
     bias: Annotated[str, typer.Option(help="What the run was biased by, in words.")] = "",
-    force_map: Annotated[str, typer.Option(help=f"One of: {', '.join(FORCE_MAPS)}.")] = "optimal",
+    force_map: Annotated[str, typer.Option(help=f"One of: {', '.join(FORCE_MAPS)}.")] = "rotation",
     noise: Annotated[
         float | None,
-        typer.Option(help="Smear the beads by Gaussian noise of this width, nm: less force noise."),
+        typer.Option(help="Smear the beads by Gaussian noise so wide, nm: less noise in forces."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     system: Annotated[

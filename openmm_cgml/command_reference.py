@@ -29,7 +29,7 @@ def reference_command(
     table: Annotated[
         Path | None, typer.Option(help="Instead of --mapping: a file that lists the beads.")
     ] = None,
-    force_map: Annotated[str, typer.Option(help=f"One of: {', '.join(FORCE_MAPS)}.")] = "optimal",
+    force_map: Annotated[str, typer.Option(help=f"One of: {', '.join(FORCE_MAPS)}.")] = "rotation",
     no_forces: Annotated[
         bool, typer.Option("--no-forces", help="Positions and weights alone; any bias may act.")
     ] = False,

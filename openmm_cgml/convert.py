@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from .collection import DatasetCollection, merge
-from .dataset import CGDataset, open_dataset
+from .collection import DatasetCollection
+from .dataset import CGDataset
+from .dataset_file import open_dataset
 from .dataset_info import virial_ratio
 from .errors import InputError, first_line
 from .files import atomic_path, require_file, sha256
 from .formats import open_file, read_positions
+from .merging import merge
 from .registry import Registry
 from .topology import CGTopology, atom_masses, read_topology
 from .units import FORCE_UNITS, LENGTH_UNITS, is_quantity, strip_array, unit_factor

@@ -1,42 +1,18 @@
-"""Mapped frames: `CGDataset` in memory, and its HDF5 file."""
+"""Mapped frames: `CGDataset`, and reading one from the file that `dataset_file` lays out."""
 
 import copy
-import json
-import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import InputError, first_line
-from .files import atomic_path, require_file, segments_folder
+from .dataset_file import PER_FRAME, DatasetWriter, open_dataset, read_arrays
+from .errors import InputError
 from .topology import CGTopology
 from .units import strip
-
-#: Version of the HDF5 layout; a reader refuses newer ones.
-SCHEMA_VERSION = 1
-
-#: Arrays with one entry a frame, as they are named in the file.
-PER_FRAME = (
-    "positions",
-    "forces",
-    "weights",
-    "bias_energy",
-    "box",
-    "trajectory",
-    "variables",
-)
-_TYPES = {
-    "weights": np.float64,
-    "bias_energy": np.float64,
-    "variables": np.float64,
-    "trajectory": np.int32,
-}
-_UNITS = {"positions": "nm", "forces": "kJ/mol/nm", "bias_energy": "kJ/mol", "box": "nm"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,170 +317,6 @@ def _crowded_frames(positions: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-class GroupWriter:
-    """Write a dataset's layout into an open HDF5 file or group, chunk by chunk.
-
-    Args:
-        group: h5py.File or h5py.Group, empty.
-        topology: the beads.
-        temperature: K.
-    """
-
-    def __init__(self, group: Any, topology: CGTopology, temperature: float) -> None:
-        self._group = group
-        self._topology = topology
-        self._temperature = strip(temperature, "kelvin", what="temperature", positive=True)
-        self._names: tuple[str, ...] | None = None
-        self._mapping: dict[str, Any] = {}
-        self._sources: dict[str, str] = {}
-        self._bias = ""
-        self._variable_names: tuple[str, ...] = ()
-
-    def add(self, chunk: CGDataset) -> None:
-        """Append the frames of a dataset.
-
-        Raises:
-            InputError: if its beads, or what it holds beside them, differ from earlier chunks.
-        """
-        require_equal_beads(self._topology, chunk.topology, "the file", "the chunk")
-        present = {n: v for n in PER_FRAME if (v := getattr(chunk, n)) is not None}
-        if self._names is None:
-            self._names = tuple(present)
-            self._variable_names = chunk.variable_names
-            for name, values in present.items():
-                data = self._group.create_dataset(
-                    f"frames/{name}",
-                    shape=(0, *values.shape[1:]),
-                    maxshape=(None, *values.shape[1:]),
-                    chunks=(max(1, min(1024, len(values))), *values.shape[1:]),
-                    dtype=_TYPES.get(name, np.float32),
-                )
-                if name in _UNITS:
-                    data.attrs["unit"] = _UNITS[name]
-        if tuple(present) != self._names:
-            raise InputError(f"chunk holds {tuple(present)}, earlier ones {self._names}")
-        if chunk.variable_names != self._variable_names:
-            raise InputError(
-                f"chunk has variables {chunk.variable_names}, earlier ones {self._variable_names}"
-            )
-        for name, values in present.items():
-            data = self._group[f"frames/{name}"]
-            data.resize(len(data) + len(values), axis=0)
-            data[-len(values) :] = values
-
-    def describe(self, mapping: dict[str, Any], sources: dict[str, str], bias: str = "") -> None:
-        """Record how the frames were made."""
-        self._mapping, self._sources, self._bias = mapping, sources, bias
-
-    def finish(self) -> None:
-        """Write what is known only in the end.
-
-        Raises:
-            InputError: if no frame was added.
-        """
-        from .version import __version__
-
-        if self._names is None:
-            raise InputError("no frames were written to the dataset; add some")
-        self._group["topology"] = self._topology.to_json()
-        self._group["mapping"] = json.dumps(self._mapping)
-        self._group.attrs.update(
-            schema_version=SCHEMA_VERSION,
-            kind="dataset",
-            package_version=__version__,
-            temperature_K=self._temperature,
-            sources=json.dumps(self._sources),
-            bias=self._bias,
-            variable_names=json.dumps(self._variable_names),
-        )
-
-
-class DatasetWriter:
-    """Write a dataset chunk by chunk; the file appears when the block ends without an error.
-
-    Args:
-        path: HDF5 file.
-        topology: the beads.
-        temperature: K.
-
-    Raises:
-        InputError: if the folder cannot be written, or chunks differ in what they hold.
-    """
-
-    def __init__(self, path: str | Path, topology: CGTopology, temperature: float) -> None:
-        self._path = path
-        self._topology = topology
-        self._temperature = strip(temperature, "kelvin", what="temperature", positive=True)
-
-    def __enter__(self) -> "DatasetWriter":
-        import h5py
-
-        with ExitStack() as stack:
-            partial = stack.enter_context(atomic_path(self._path))
-            file = stack.enter_context(h5py.File(partial, "w"))
-            self._writer = GroupWriter(file, self._topology, self._temperature)
-            self._stack = stack.pop_all()
-        return self
-
-    def add(self, chunk: CGDataset) -> None:
-        """Append the frames of a dataset; see `GroupWriter.add`."""
-        self._writer.add(chunk)
-
-    def describe(self, mapping: dict[str, Any], sources: dict[str, str], bias: str = "") -> None:
-        """Record how the frames were made."""
-        self._writer.describe(mapping, sources, bias)
-
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
-        try:
-            if kind is None:
-                self._writer.finish()
-        except BaseException:
-            self._stack.__exit__(*sys.exc_info())
-            raise
-        self._stack.__exit__(kind, value, traceback)
-
-
-def require_equal_beads(one: CGTopology, other: CGTopology, first: str, second: str) -> None:
-    """Refuse two topologies that differ, naming the first bead, bond or mass that does.
-
-    Args:
-        one, other: the topologies.
-        first, second: what they belong to, for the message.
-
-    Raises:
-        InputError: if they differ.
-    """
-    if one == other:
-        return
-    remedy = "map both with the same mapping, or keep them apart in a collection"
-    if len(one) != len(other):
-        raise InputError(
-            f"{first} has {len(one)} beads, {second} has {len(other)}; they are of different "
-            f"molecules or mappings: {remedy}"
-        )
-    for bead in range(len(one)):
-        names = [f"{top.label(bead)} of type {top.bead_types[bead]}" for top in (one, other)]
-        if names[0] != names[1]:
-            raise InputError(
-                f"bead {bead} is {names[0]} in {first} but {names[1]} in {second}; {remedy}"
-            )
-        if one.masses[bead] != other.masses[bead] or one.chain_ids[bead] != other.chain_ids[bead]:
-            what = "mass" if one.masses[bead] != other.masses[bead] else "chain"
-            values = [
-                f"{top.masses[bead]:.6g} Da" if what == "mass" else top.chain_ids[bead]
-                for top in (one, other)
-            ]
-            raise InputError(
-                f"bead {one.label(bead)} has {what} {values[0]} in {first} but {values[1]} in "
-                f"{second}; {remedy}"
-            )
-    i, j = sorted(set(one.bonds) ^ set(other.bonds))[0]
-    having = first if (i, j) in one.bonds else second
-    raise InputError(
-        f"beads {one.label(i)} and {one.label(j)} are bonded in {having} only; {remedy}"
-    )
-
-
 def read_dataset(path: str | Path) -> CGDataset:
     """Read a dataset file into memory.
 
@@ -538,119 +350,8 @@ def read_group(
     Raises:
         InputError: if a stored array is damaged or holds what no dataset may.
     """
-    try:
-        arrays: dict[str, Any] = {
-            n: np.asarray(d[frames]) for n, d in group["frames"].items() if n in PER_FRAME
-        }
-    except OSError as error:
-        raise InputError(
-            f"{where}: an array cannot be read ({first_line(error)}); the file is damaged, "
-            "make it again"
-        ) from error
+    arrays: dict[str, Any] = read_arrays(group, where, frames)
     try:
         return CGDataset(first_frame=first, **arrays, **described)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-@contextmanager
-def open_dataset(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield the open file and what it holds besides frames: arguments of `CGDataset`.
-
-    Raises:
-        InputError: as `read_dataset`.
-    """
-    with open_hdf5(path, "dataset", SCHEMA_VERSION) as handle:
-        yield handle, describe_group(handle, f"dataset {path}")
-
-
-#: What to do with a file of another kind than the one asked for.
-_ELSEWHERE = {
-    "run": "it is a run of CG copies: read it with read_run (`cgml export`, `cgml analyze`); ",
-    "collection": "it holds several molecules: read it with read_collection; ",
-    "dataset": "it is a dataset of one molecule: read it with read_dataset; ",
-}
-_MAKE = {
-    "dataset": "make one with `cgml map`",
-    "collection": "make one with DatasetCollection.save or `cgml data merge --name`",
-}
-
-
-@contextmanager
-def open_hdf5(path: str | Path, kind: str, newest: int) -> Iterator[Any]:
-    """Yield an open HDF5 file of the package's after checking that it is one of that kind.
-
-    Args:
-        path: the file.
-        kind: its attribute ``kind``: ``"dataset"`` or ``"collection"``.
-        newest: the newest schema version that is understood.
-
-    Raises:
-        InputError: if it is missing, unfinished, damaged, of another kind or of a newer schema.
-    """
-    import h5py
-
-    path = Path(path)
-    folder = segments_folder(path)
-    if not path.exists() and folder.is_dir():
-        raise InputError(
-            f"{kind} {path} is not there yet: the run that writes it was stopped or still goes on "
-            f"(its parts are in {folder}); start the same command again, it goes on to the end"
-        )
-    path = require_file(path, kind)
-    try:
-        handle = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(
-            f"{kind} {path} is damaged or cut short, not a whole HDF5 file; make it again"
-        ) from error
-    with handle:
-        version = handle.attrs.get("schema_version")
-        found = handle.attrs.get("kind", "dataset")
-        if version is None:
-            hint = ""
-            if "coordinates" in handle:
-                hint = (
-                    "it is an MDTraj trajectory: one of beads goes through `cgml data convert`; "
-                )
-            raise InputError(f"{path} is not a {kind}; {hint}{_MAKE[kind]}")
-        if found != kind:
-            raise InputError(
-                f"{path} is not a {kind}; {_ELSEWHERE.get(str(found), '')}{_MAKE[kind]}"
-            )
-        if version > newest:
-            raise InputError(
-                f"{kind} {path} has schema {version}, this version reads up to "
-                f"{newest}; upgrade openmm_cgml"
-            )
-        yield handle
-
-
-def describe_group(group: Any, where: str) -> dict[str, Any]:
-    """Return what an open dataset holds besides frames, after checking that it is whole.
-
-    Raises:
-        InputError: if something is missing or damaged, or arrays differ in length.
-    """
-    try:
-        described = {
-            "topology": CGTopology.from_json(group["topology"].asstr()[()]),
-            "temperature": float(group.attrs["temperature_K"]),
-            "mapping": json.loads(group["mapping"].asstr()[()]),
-            "sources": json.loads(group.attrs["sources"]),
-            "bias": str(group.attrs.get("bias", "")),
-            "variable_names": tuple(json.loads(group.attrs.get("variable_names", "[]"))),
-        }
-        count = len(group["frames/positions"])
-        lengths = {n: len(d) for n, d in group["frames"].items() if n in PER_FRAME}
-    except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise InputError(
-            f"{where} is damaged or cut short, not a whole HDF5 file; make it again"
-        ) from error
-    for name, length in lengths.items():
-        if length != count:
-            raise InputError(
-                f"{where} holds {count} frames of positions but {length} of {name}; it was "
-                "changed or damaged, make it again"
-            )
-    return described

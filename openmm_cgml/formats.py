@@ -1,30 +1,28 @@
-"""Files of frames: opening each format, and refusing those that were cut short."""
+"""Files of frames: opening each format, and reading what it holds."""
 
 import hashlib
-import mmap
 import struct
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from .dcd import dcd_layout, read_dcd
 from .errors import InputError, first_line
 from .files import require_file
 from .periodic import box_vectors
 from .units import LENGTH_UNITS, strip_array, unit_factor
+from .whole_files import require_whole_trajectory
 
 #: What may lie beside positions, one value a frame.
 BESIDE = ("forces", "weights", "bias_energy", "box")
 
 #: Arrays of an .npz from this size on are not loaded.
 _MAPPED_BYTES = 1 << 20
-
-#: Magic number, size, step, time and box, and number of atoms once more.
-_XTC_HEADER = struct.Struct(">i48xi")
 
 _Item = TypeVar("_Item")
 
@@ -208,8 +206,8 @@ def read_positions(
         return
     path = source.positions
     require_whole_trajectory(path)
-    if path.suffix.lower() == ".dcd" and not (layout := _dcd_layout(path)).fixed:
-        yield from _read_dcd(path, layout, top.n_atoms, size)
+    if path.suffix.lower() == ".dcd" and not (layout := dcd_layout(path)).fixed:
+        yield from read_dcd(path, layout, top.n_atoms, size)
         return
     with_top = {} if path.suffix.lower() == ".pdb" else {"top": top}
     chunks = iter(mdtraj.iterload(str(path), chunk=size, **with_top))
@@ -296,185 +294,3 @@ class FileHashes:
                 )
                 return
             self._found[name] = digest.hexdigest()
-
-
-def require_whole_trajectory(path: Path) -> None:
-    """Refuse a DCD, XTC, TRR or NetCDF file that ends inside a frame, or with frames missing.
-
-    Readers of these formats stop in silence at some such places. Other formats pass.
-
-    Raises:
-        InputError: if the file is cut short or not of its format.
-    """
-    suffix = path.suffix.lower()
-    checks = {
-        ".dcd": _check_dcd,
-        ".xtc": _check_frames,
-        ".trr": _check_frames,
-        ".nc": _check_netcdf,
-    }
-    if suffix not in checks:
-        return
-    try:
-        with open(path, "rb") as handle:
-            problem = checks[suffix](handle, path.stat().st_size, suffix)
-    except (struct.error, ValueError):
-        problem = f"is not a {suffix[1:].upper()} file, or damaged or cut short in its header"
-    if problem:
-        raise InputError(f"{path} {problem}; make it again, or cut it to whole frames")
-
-
-@dataclass(frozen=True)
-class _DCDLayout:
-    """Where the frames of a DCD file are.
-
-    Attributes:
-        promised: number of frames that the header says.
-        fixed: number of atoms that are written once only, so that frames differ in length.
-        offset: bytes before the first frame.
-        record: of one frame; blocks of numbers between markers of their length.
-    """
-
-    promised: int
-    fixed: int
-    atoms: int
-    offset: int
-    record: np.dtype[Any]
-
-
-def _dcd_layout(path: Path) -> _DCDLayout:
-    with open(path, "rb") as handle:
-        head = handle.read(92)
-        order = "<" if head[:4] == struct.pack("<i", 84) else ">"
-        marker, promised, fixed, cell, fourth, version, end = (
-            struct.unpack_from(order + "i", head, at)[0] for at in (0, 8, 40, 48, 52, 84, 88)
-        )
-        if (marker, end, head[4:8]) != (84, 84, b"CORD"):
-            raise ValueError("not a DCD header")
-        (title,) = struct.unpack(order + "i", handle.read(4))
-        handle.seek(title + 4, 1)
-        _, atoms, _ = struct.unpack(order + "3i", handle.read(12))
-        offset = handle.tell()
-    # X-PLOR's files (version 0) have neither flag but a number of another kind in their place.
-    blocks = [("cell", "f8", 6)] if version and cell else []
-    blocks += [(name, "f4", atoms) for name in ("xyzw" if version and fourth else "xyz")]
-    fields: list[tuple[Any, ...]] = []
-    for name, kind, count in blocks:
-        fields += [(name + "<", order + "i4"), (name, order + kind, (count,))]
-        fields += [(name + ">", order + "i4")]
-    return _DCDLayout(promised, fixed, atoms, offset, np.dtype(fields))
-
-
-def _read_dcd(
-    path: Path, layout: _DCDLayout, atoms: int, size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Read what mdtraj reads, several times as fast: it goes from number to number."""
-    if layout.atoms != atoms:
-        raise InputError(
-            f"{path} does not fit the topology of {atoms} atoms (it has {layout.atoms}); "
-            "give the topology that it was written with"
-        )
-    sizes = {n: layout.record[n].itemsize for n in layout.record.names or () if n.isalpha()}
-    with open(path, "rb") as handle:
-        handle.seek(layout.offset)
-        start = 0
-        while len(frames := np.fromfile(handle, layout.record, size)):
-            for name, length in sizes.items():
-                wrong = (frames[name + "<"] != length) | (frames[name + ">"] != length)
-                if wrong.any():
-                    raise InputError(
-                        f"{path} is damaged (a wrong marker in frame {start + int(wrong.argmax())}"
-                        "); make it again, or cut it to whole frames"
-                    )
-            positions = np.empty((len(frames), atoms, 3), dtype=np.float32)
-            for axis, name in enumerate("xyz"):
-                np.multiply(frames[name], np.float32(0.1), out=positions[:, :, axis])
-            yield positions, _dcd_box(frames["cell"]) if "cell" in sizes else None
-            start += len(frames)
-
-
-def _dcd_box(cell: np.ndarray) -> np.ndarray | None:
-    """Return box vectors of the numbers a, gamma, b, beta, alpha, c; None where all are zero.
-
-    Angles are in degrees, or cosines where all three of a frame could be (as VMD takes them).
-    """
-    lengths, angles = 0.1 * cell[:, [0, 2, 5]], cell[:, [4, 3, 1]].astype(np.float64)
-    if not lengths.any():
-        return None
-    cosines = (np.abs(angles) <= 1).all(axis=1)
-    angles[cosines] = np.degrees(np.arccos(angles[cosines]))
-    return box_vectors(lengths, angles)
-
-
-def _check_dcd(handle: BinaryIO, size: int, _: str) -> str | None:
-    layout = _dcd_layout(Path(handle.name))
-    if layout.fixed:
-        return None  # its frames differ in length
-    held, rest = divmod(size - layout.offset, layout.record.itemsize)
-    if rest or held < layout.promised:
-        part = " and a part of one" if rest else ""
-        return f"is cut short: its header says {layout.promised} frames, it holds {held}{part}"
-    return None
-
-
-def _check_netcdf(handle: BinaryIO, size: int, _: str) -> str | None:
-    """Map the frames that the header promises; the netCDF library fills in missing ones."""
-    import scipy.io
-
-    if handle.read(3) != b"CDF":
-        return None  # a later format inside HDF5, which reports its own damage
-    try:
-        with scipy.io.netcdf_file(handle.name, "r", mmap=True):
-            return None
-    except Exception:  # its parser meets damage with errors of every kind
-        return "is damaged or cut short"
-
-
-def _check_frames(handle: BinaryIO, size: int, suffix: str) -> str | None:
-    """Step from frame header to frame header of a file without an index."""
-    measure: Callable[[Any, int], int] = {".xtc": _xtc_frame, ".trr": _trr_frame}[suffix]
-    held = end = 0
-    # Mapped: seeking and reading take longer than to unpack small compressed frames.
-    with mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ) as content:
-        while end < size:
-            try:
-                length = measure(content, end)
-                if length <= 0:
-                    raise ValueError("damaged header")
-                end += length
-            except struct.error:
-                end = size + 1
-            except ValueError:
-                if held:
-                    return f"is damaged: no frame begins after the first {held}"
-                raise
-            if end > size:
-                return f"is cut short: it holds {held} frames and a part of one"
-            held += 1
-    return None
-
-
-def _xtc_frame(content: Any, at: int) -> int:
-    """Return the length in bytes of the XTC frame whose header is at `at`."""
-    magic, *_, atoms = _XTC_HEADER.unpack_from(content, at)
-    if magic not in (1995, 2023):
-        raise ValueError("not an XTC frame")
-    if atoms <= 9:
-        return 56 + 12 * atoms
-    kind, width = (">i", 4) if magic == 1995 else (">q", 8)
-    (packed,) = struct.unpack_from(kind, content, at + 88)
-    return 88 + width + (packed + 3) // 4 * 4
-
-
-def _trr_frame(content: Any, at: int) -> int:
-    """Return the length in bytes of the TRR frame whose header is at `at`."""
-    magic, _, name = struct.unpack_from(">3i", content, at)
-    if magic != 1993:
-        raise ValueError("not a TRR frame")
-    name = (name + 3) // 4 * 4
-    if name < 0:
-        raise ValueError("damaged header")
-    *sizes, atoms, _, _ = struct.unpack_from(">13i", content, at + 12 + name)
-    box, arrays = sizes[2], [s for s in sizes[-3:] if s]
-    double = box == 72 if box else bool(arrays) and arrays[0] == 24 * atoms
-    return 12 + name + 52 + (16 if double else 8) + sum(sizes)

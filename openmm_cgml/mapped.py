@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import PER_FRAME, CGDataset, DatasetWriter, read_dataset
+from .dataset import CGDataset, read_dataset
+from .dataset_file import PER_FRAME, DatasetWriter
 from .errors import InputError
 from .files import require_writable
 from .formats import FileHashes
@@ -30,7 +31,7 @@ def map_trajectory(
     mapping: Mapping,
     *,
     temperature: Any,
-    force_map: str | ForceMap = "optimal",
+    force_map: str | ForceMap = "rotation",
     constraints: Any = "find",
     periodic: bool = True,
     noise: Any = None,
@@ -79,7 +80,10 @@ def map_trajectory(
     fitted = None
     if trajectory.has_forces:
         pairs = _constraint_pairs(trajectory, constraints, chunk)
-        fitted = _fit_force_map(trajectory, mapping, force_map, pairs, chunk, noise, temperature)
+        biased = bool(bias) or not trajectory.beside.isdisjoint({"weights", "bias_energy"})
+        fitted = _fit_force_map(
+            trajectory, mapping, force_map, pairs, chunk, noise, temperature, biased
+        )
     elif noise is not None:
         fitted = smear(mapping, noise, temperature)
     files = list(dict.fromkeys(s for s in trajectory.sources if s))
@@ -253,6 +257,7 @@ def _fit_force_map(
     chunk: int,
     noise: Any,
     temperature: float,
+    biased: bool,
 ) -> Any:
     if not isinstance(force_map, str):
         check_force_map(mapping, force_map.matrix, pairs)
@@ -260,6 +265,12 @@ def _fit_force_map(
             raise InputError("noise goes with force maps by name; leave noise or force_map out")
         return force_map
     fit = FORCE_MAPS[force_map](mapping, pairs)
+    # Part of the best noised map is kT times the gradient of ln p of the frames themselves.
+    if noise is not None and force_map == "optimal" and biased:
+        raise InputError(
+            "with noise, the optimal force map also learns from where the frames are, and these "
+            "frames are biased; use force_map='rotation', which does not, or unbiased frames"
+        )
     if fit.uses_frames:
         for frames in _whole_frames(trajectory, chunk):
             if frames.forces is not None:

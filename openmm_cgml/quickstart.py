@@ -118,7 +118,7 @@ def quickstart(
             trajectory,
             MAPPINGS[setup["mapping"]](trajectory.topology),
             temperature=setup["temperature_K"],
-            force_map="optimal",
+            force_map="rotation",
             constraints=files / setup["system"],
             bias=setup["bias"],
             output=folder / "dataset.h5",

@@ -253,6 +253,47 @@ def bond_separations(beads: int, bonds: Iterable[tuple[int, int]]) -> np.ndarray
     return separations
 
 
+def require_equal_beads(one: CGTopology, other: CGTopology, first: str, second: str) -> None:
+    """Refuse two topologies that differ, naming the first bead, bond or mass that does.
+
+    Args:
+        one, other: the topologies.
+        first, second: what they belong to, for the message.
+
+    Raises:
+        InputError: if they differ.
+    """
+    if one == other:
+        return
+    remedy = "map both with the same mapping, or keep them apart in a collection"
+    if len(one) != len(other):
+        raise InputError(
+            f"{first} has {len(one)} beads, {second} has {len(other)}; they are of different "
+            f"molecules or mappings: {remedy}"
+        )
+    for bead in range(len(one)):
+        names = [f"{top.label(bead)} of type {top.bead_types[bead]}" for top in (one, other)]
+        if names[0] != names[1]:
+            raise InputError(
+                f"bead {bead} is {names[0]} in {first} but {names[1]} in {second}; {remedy}"
+            )
+        if one.masses[bead] != other.masses[bead] or one.chain_ids[bead] != other.chain_ids[bead]:
+            what = "mass" if one.masses[bead] != other.masses[bead] else "chain"
+            values = [
+                f"{top.masses[bead]:.6g} Da" if what == "mass" else top.chain_ids[bead]
+                for top in (one, other)
+            ]
+            raise InputError(
+                f"bead {one.label(bead)} has {what} {values[0]} in {first} but {values[1]} in "
+                f"{second}; {remedy}"
+            )
+    i, j = sorted(set(one.bonds) ^ set(other.bonds))[0]
+    having = first if (i, j) in one.bonds else second
+    raise InputError(
+        f"beads {one.label(i)} and {one.label(j)} are bonded in {having} only; {remedy}"
+    )
+
+
 def _neighbours(bonds: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
     around: dict[int, set[int]] = {}
     for i, j in bonds:

@@ -99,6 +99,12 @@ def fit(
                 f"the {name} dataset has no forces, which {loss} needs; map the trajectory with "
                 "its forces"
             )
+        # At other temperatures forces have other means, and this loss knows no weights.
+        if dataset.mapping.get("reference", {}).get("remd_all_rungs"):
+            raise InputError(
+                f"the {name} dataset holds frames of several temperatures, which {loss} may not "
+                "mix; run the replica exchange without all_rungs (--all-rungs)"
+            )
     if train.topology != valid.topology:
         raise InputError("training and validation datasets have different beads; split one")
     if epochs < 1 or batch_size < 1:

@@ -60,9 +60,14 @@ class Trajectory:
         return tuple(source.name for source in (*self._sources, *self._given))
 
     @property
+    def beside(self) -> set[str]:
+        """What travels with the positions: ``"forces"``, ``"weights"``, ``"bias_energy"``, ..."""
+        return {name for source in (*self._given, self._sources[0]) for name in source.beside}
+
+    @property
     def has_forces(self) -> bool:
         """Whether forces travel with the frames."""
-        return any("forces" in source.beside for source in (*self._given, self._sources[0]))
+        return "forces" in self.beside
 
     def chunks(self, size: int = 2000) -> Iterator[Frames]:
         """Yield the frames in order, at most `size` at a time.

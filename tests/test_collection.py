@@ -232,7 +232,7 @@ def test_a_kill_during_append_leaves_the_file_whole(tmp_path) -> None:
     code = """
         import os, signal, sys
         import openmm_cgml as cgml
-        from openmm_cgml.dataset import GroupWriter
+        from openmm_cgml.dataset_file import GroupWriter
 
         sys.path.insert(0, "tests")
         from test_collection import plain

@@ -10,7 +10,7 @@ import pytest
 from openmm import unit
 
 import openmm_cgml as cgml
-from openmm_cgml.dataset import SCHEMA_VERSION, DatasetWriter
+from openmm_cgml.dataset_file import SCHEMA_VERSION, DatasetWriter
 from openmm_cgml.files import segments_folder
 
 NAMES = ("positions", "forces", "weights", "bias_energy", "box")

@@ -108,7 +108,8 @@ def test_shell_runs(workplace):
         if line.startswith("cgml ")
     ]
     assert [line.split()[1] for line in lines] == [
-        *("map", "train", "compile", "benchmark", "simulate", "remd", "export", "map", "analyze")
+        *("map", "reference", "data"),
+        *("map", "train", "compile", "benchmark", "simulate", "remd", "export", "map", "analyze"),
     ]
     for line in lines:
         app(shlex.split(smaller(line))[1:], standalone_mode=False)

@@ -21,9 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Data flows down: a module imports from the lines above its own and from files left of it.
 LEVELS = [
     "version errors units registry geometry files",
-    "topology periodic formats trajectory",
+    "topology periodic dcd whole_files formats trajectory",
     "mapping/",
-    "reweight exchange dataset collection force_noise dataset_info convert mapped reference/",
+    (
+        "reweight exchange dataset_file dataset merging collection force_noise dataset_info "
+        "convert mapped reference/"
+    ),
     "pmf/ flow/",
     "losses extrapolation train",
     "model_file",
@@ -35,7 +38,8 @@ LEVELS = [
 # Inside a folder: from files left of it. Folders on one line do not import each other.
 FAMILIES = {
     "mapping": (
-        "core residue molecule custom table martini constraints kinds force_map rotation noise"
+        "core residue molecule custom table_file table martini constraints kinds force_map "
+        "rotation noise"
     ),
     "reference": "setup variables bias machine recorder methods session run reporter",
     "pmf": "core prior layers cgnet schnet painn external",

@@ -9,7 +9,7 @@ from openmm import app
 
 import openmm_cgml as cgml
 from openmm_cgml.mapping.residue import left_out, solute_residues, solvent_residues
-from openmm_cgml.mapping.table import packaged_table
+from openmm_cgml.mapping.table_file import packaged_table
 from openmm_cgml.topology import atom_masses
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -126,6 +126,29 @@ def test_prmtop(pdb, tmp_path):
         build_system(tmp_path / "a.prmtop", implicit="vacuum")
 
 
+def test_periodic_prmtop(pdb, tmp_path):
+    """Water and box come from the files; the solute is found among them."""
+    parmed = pytest.importorskip("parmed")
+    wet = build_system(pdb, solvent="tip3p", padding=0.64, ionic_strength=0.2)
+    again = build_system(pdb, solvent="tip3p", padding=0.64, ionic_strength=0.2)
+    serialize = openmm.XmlSerializer.serialize
+    assert serialize(wet.system) == serialize(again.system)  # or no run could go on
+    plain = app.ForceField("amber99sb.xml", "tip3p.xml").createSystem(
+        wet.topology, nonbondedMethod=app.PME, rigidWater=False
+    )
+    structure = parmed.openmm.load_topology(wet.topology, plain, wet.positions * 10)
+    structure.save(str(tmp_path / "a.prmtop"))
+    structure.save(str(tmp_path / "a.rst7"))
+    read = build_system(tmp_path / "a.prmtop", coordinates=tmp_path / "a.rst7")
+    assert read.periodic and len(read.solute) == 22 and not read.solvated
+    np.testing.assert_allclose(read.box, wet.box, atol=1e-5)
+    # ParmEd writes no bond between the hydrogens of water, which Amber's own files have.
+    waters = wet.description["water_molecules"]
+    assert len(wet.constraints) == 12 + 3 * waters and len(read.constraints) == 12 + 2 * waters
+    with pytest.raises(InputError, match="has a periodic box; leave implicit='obc2' out"):
+        build_system(tmp_path / "a.prmtop", coordinates=tmp_path / "a.rst7", implicit="obc2")
+
+
 def test_hydrogens_are_added(pdb, tmp_path):
     heavy = [line for line in pdb.read_text().splitlines() if line[76:78].strip() != "H"]
     heavy = [line for line in heavy if not line.startswith("CONECT")]
@@ -343,6 +366,19 @@ class _nothing:
 
     def __exit__(self, *_):
         return False
+
+
+def test_half_made_folders_are_no_runs(pdb, tmp_path):
+    """Killed while a finished run was reopened: its file still counts."""
+    output = tmp_path / "a.h5"
+    run_reference(pdb, output, ns=0.0002, **SHORT)
+    segments_folder(output).mkdir()
+    (tmp_path / ".a.h5.1.tmp").write_bytes(b"half")
+    assert np.isnan(run_reference(pdb, output, ns=0.0002, **SHORT).ns_per_day)
+    assert run_reference(pdb, output, ns=0.0004, **SHORT).frames == 4
+    run_reference(pdb, tmp_path / "b.h5", ns=0.0004, **SHORT)
+    require_equal(cgml.read_dataset(output), cgml.read_dataset(tmp_path / "b.h5"))
+    assert {p.name for p in tmp_path.iterdir()} == {"a.h5", "b.h5"}
 
 
 def test_two_processes_do_not_write_one_run(pdb, tmp_path):
@@ -566,6 +602,12 @@ def test_torn_molecules_are_made_whole(pdb):
     np.testing.assert_allclose(torn, whole, atol=1e-6)
 
 
+def test_variables_across_molecules_are_refused(pdb, tmp_path):
+    system = build_system(pdb, solvent="tip3p", padding=0.64)
+    with pytest.raises(InputError, match="joins ACE1-C and HOH.* of two molecules"):
+        run_reference(system, tmp_path / "a.h5", ns=0.1, variables=("distance:4,30",))
+
+
 def test_mapping_of_the_whole_system_is_cut(pdb):
     """A map of a solvated topology is taken for the molecules that have beads."""
     top = build_system(pdb, solvent="tip3p", padding=0.64).mdtraj
@@ -580,14 +622,14 @@ def test_mapping_of_the_whole_system_is_cut(pdb):
 # ---------------------------------------------------------------- a script of the user's own
 
 
-def user_simulation(pdb, metadynamics=False, group=None):
+def user_simulation(pdb, metadynamics=False, group=None, first=(4, 6, 8, 14)):
     structure = app.PDBFile(str(pdb))
     field = app.ForceField("amber99sb.xml", "amber99_obc.xml")
     system = field.createSystem(structure.topology, constraints=app.HBonds)
     meta = None
     if metadynamics:
         torsions = []
-        for atoms in ((4, 6, 8, 14), (6, 8, 14, 16)):
+        for atoms in (first, (6, 8, 14, 16)):
             torsion = openmm.CustomTorsionForce("theta")
             torsion.addTorsion(*atoms, [])
             torsions.append(app.BiasVariable(torsion, -np.pi, np.pi, 0.35, True))
@@ -670,6 +712,33 @@ def test_reporter_catches_a_shared_group(pdb, tmp_path):
     reporter = DatasetReporter(tmp_path / "a.h5", 10, "backbone", 300, metadynamics=meta)
     simulation.reporters.append(reporter)
     with pytest.raises(InputError, match="not unbiased: that on"):
+        simulation.step(10)
+
+
+def test_reporter_refuses_hidden_variables(pdb, tmp_path):
+    """Also of openmm.app.Metadynamics, whose forces tell their atoms."""
+    simulation, meta = user_simulation(pdb, metadynamics=True, first=(7, 6, 8, 14))
+    settings = {"metadynamics": meta}
+    simulation.reporters.append(
+        DatasetReporter(tmp_path / "a.h5", 10, "backbone", 300, **settings)
+    )
+    with pytest.raises(InputError, match="does not keep ALA2-H"):
+        simulation.step(10)
+    simulation.reporters[:] = [
+        DatasetReporter(tmp_path / "a.h5", 10, "backbone", 300, force_map=None, **settings)
+    ]
+    simulation.step(20)
+    simulation.reporters[0].close()
+    assert cgml.read_dataset(tmp_path / "a.h5").forces is None
+
+
+def test_reporter_says_what_it_cannot_tell(pdb, tmp_path):
+    simulation, meta = user_simulation(pdb, metadynamics=True)
+    groups = [meta._force.getForceGroup()]
+    simulation.reporters.append(
+        DatasetReporter(tmp_path / "a.h5", 10, "backbone", 300, bias_groups=groups)
+    )
+    with pytest.warns(UserWarning, match="cannot tell of the bias whether"):
         simulation.step(10)
 
 
@@ -765,6 +834,25 @@ def test_command(pdb, tmp_path, monkeypatch, capsys):
     assert f"{tmp_path / 'a.h5'}: 10 frames" in said and "on Reference" in said
     _, said = command(monkeypatch, capsys, *arguments, "--spring", "much", code=2)
     assert "spring 'much' is no number" in said
+
+
+TABLE = """
+name = "two beads"
+leave_out = ["ALA"]
+hydrogens = true
+[residues.ACE]
+BB = ["CH3", "C", "O"]
+[residues.NME]
+BB = ["N", "C"]
+"""
+
+
+def test_command_with_a_table(pdb, tmp_path, monkeypatch, capsys):
+    (tmp_path / "beads.toml").write_text(TABLE)
+    arguments = (pdb, "-o", tmp_path / "a.h5", "--ns", 0.0002, "--interval", 0.1)
+    short = ("--equilibrate", 0.2, "--calibrate", 20, "--platform", "Reference")
+    command(monkeypatch, capsys, *arguments, *short, "--table", tmp_path / "beads.toml")
+    assert len(cgml.read_dataset(tmp_path / "a.h5").topology) == 2
 
 
 def test_centres():

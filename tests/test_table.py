@@ -8,7 +8,7 @@ import pytest
 
 import openmm_cgml as cgml
 from openmm_cgml.mapping.residue import left_out
-from openmm_cgml.mapping.table import parse_mapping_table, read_mapping_table
+from openmm_cgml.mapping.table_file import parse_mapping_table, read_mapping_table
 from openmm_cgml.topology import atom_masses
 
 CAPPED = """

@@ -154,3 +154,10 @@ def test_what_cannot_be_trained_is_refused(parts) -> None:
         cgml.fit(pmf, train, valid, epochs=0)
     with pytest.raises(cgml.InputError, match="not finite"):
         cgml.fit(pmf, train, valid, epochs=2, learning_rate=1e12)
+
+
+def test_frames_of_several_temperatures_are_refused(parts) -> None:
+    train, valid = parts
+    mixed = replace(train, mapping=train.mapping | {"reference": {"remd_all_rungs": True}})
+    with pytest.raises(cgml.InputError, match="the training dataset holds frames of several temp"):
+        cgml.fit(small(train), mixed, valid, epochs=1)

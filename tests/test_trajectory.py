@@ -492,7 +492,7 @@ def test_dcd_says_how_many_frames_it_should_hold(files, top, tmp_path) -> None:
 
 def test_big_endian_and_xplor_headers_are_understood(files, arrays, top, tmp_path) -> None:
     """X-PLOR's DCD files (version 0) have a number of another kind where the cell flag is."""
-    from openmm_cgml.formats import require_whole_trajectory
+    from openmm_cgml.whole_files import require_whole_trajectory
 
     atoms, frames = 5, 3
     for order in "<>":

@@ -84,8 +84,8 @@ class BasicFit:
     def add(self, forces: np.ndarray, positions: np.ndarray) -> None:
         """Take forces and positions (frames, atoms, 3)."""
 
-    def fit(self) -> ForceMap:
-        """Return the map."""
+    def fit(self, in_sample: bool = True) -> ForceMap:
+        """Return the map; `in_sample`: whether it will be used on the frames added."""
         return basic_force_map(self.mapping, self.constraints)
 
 
@@ -102,7 +102,7 @@ class OptimalFit(BasicFit):
         """Take forces (frames, atoms, 3), kJ/mol/nm, that follow those added before."""
         self.gram.add(forces)
 
-    def fit(self) -> ForceMap:
+    def fit(self, in_sample: bool = True) -> ForceMap:
         """Return the map of least noise on the frames added."""
         return optimal_force_map(self.mapping, self.constraints, self.gram)
 

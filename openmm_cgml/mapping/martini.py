@@ -5,7 +5,8 @@ from typing import Any
 from ..errors import InputError
 from .core import Mapping
 from .residue import solvent_residues
-from .table import packaged_table, table_mapping
+from .table import table_mapping
+from .table_file import packaged_table
 
 # Amber's lipid force fields write a lipid as three residues: a head and two tails.
 _AMBER_LIPID_PARTS = ("LAL", "PA", "MY", "OL", "ST", "AR", "DHA", "PC", "PE", "PS", "PGR", "PH-")

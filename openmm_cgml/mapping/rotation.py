@@ -35,10 +35,13 @@ from .kinds import BlockSums, MoleculeKind
 
 #: Ridge strengths tried by cross-validation, in units of each field's own mean square; the last
 #: leaves the optimal constant map as it is.
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, np.inf)
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, 100.0, np.inf)
 
-#: Fields a bead may use: with more, a thousand frames do not determine their coefficients.
+#: Fields up to which beads use those of their neighbours too.
 _MOST = 160
+#: Share of the mean force that may be lost where a map is used on the frames it was fitted to: p
+#: coefficients fitted to n numbers take p / n of anything away that is in them.
+_LOST = 0.01
 # Where three beads are nearly in line, a torsion's gradient diverges; a vector that is a function
 # of the beads may be any, so it is turned down there.
 _IN_LINE = 0.05
@@ -144,6 +147,9 @@ class RotationFit(OptimalFit):
     def _moments(self, forces: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
         moments = []
         for fields, tie in zip(self.fields, self.gram.ties, strict=True):
+            if not any(fields.count(b) for b in range(len(fields.kind.matrix))):
+                moments += [np.zeros((0, 0)), np.zeros((0, len(tie)))] * len(fields.kind.matrix)
+                continue
             values = fields.evaluate(positions, forces)
             grouped = np.einsum("ga,nax->ngx", tie, fields.kind.gather(forces))
             flat = grouped.transpose(0, 2, 1).reshape(-1, len(tie))
@@ -152,9 +158,14 @@ class RotationFit(OptimalFit):
                 moments += [columns.T @ columns, columns.T @ flat]
         return moments
 
-    def fit(self) -> Any:
-        """Return the map of least noise on the frames added."""
-        base = super().fit()
+    def fit(self, in_sample: bool = True) -> Any:
+        """Return the map of least noise.
+
+        Args:
+            in_sample: whether it will be used on the frames added. The coefficients then are held
+                back where there are few frames, or they would fit the mean force away.
+        """
+        base = super().fit(in_sample)
         rows = []  # of the constant map, for the groups of each kind
         for fields in self.fields:
             first = [g[0] for g in fields.kind.groups]
@@ -170,18 +181,22 @@ class RotationFit(OptimalFit):
                 solve = _Ridge(squares, cross @ row)
                 for ridge in RIDGES:
                     scores[ridge] += _change(solve(ridge), row, *held[2 * number : 2 * number + 2])
-        ridge = min(scores, key=lambda r: scores[r]) if folds else 1.0
         total = self.sums.total()
-        solved = [
-            _Ridge(total[2 * n], total[2 * n + 1] @ row)(ridge) for n, row in enumerate(rows)
-        ]
+        solvers = [_Ridge(total[2 * n], total[2 * n + 1] @ row) for n, row in enumerate(rows)]
+        allowed = list(RIDGES)
+        if in_sample:
+            room = [_LOST * 3 * sum(self.sums.frames) * count for count in molecules]
+            allowed = [
+                ridge
+                for ridge in RIDGES
+                if all(s.freedom(ridge) <= r for s, r in zip(solvers, room, strict=True))
+            ]
+        ridge = min(allowed, key=lambda r: scores[r]) if folds else np.inf
+        solved = [solver(ridge) for solver in solvers]
         parts = iter(solved)
         coefficients = tuple(tuple(next(parts) for _ in f.kind.matrix) for f in self.fields)
         components = 3 * sum(self.sums.frames) * sum(molecules)
-        change = scores[ridge] if folds else sum(
-            _change(c, row, *total[2 * n : 2 * n + 2])
-            for n, (c, row) in enumerate(zip(solved, rows, strict=True))
-        )  # fmt: skip
+        change = scores[ridge]
         return RotationForceMap(
             base,
             self.fields,
@@ -392,6 +407,10 @@ class _Ridge:
         values, vectors = np.linalg.eigh(squares / np.outer(self._scale, self._scale))
         self._values, self._vectors = np.maximum(values, 0), vectors
         self._target = vectors.T @ (cross / self._scale)
+
+    def freedom(self, ridge: float) -> float:
+        """Return the effective number of coefficients."""
+        return 0.0 if np.isinf(ridge) else float((self._values / (self._values + ridge)).sum())
 
     def __call__(self, ridge: float) -> np.ndarray:
         if np.isinf(ridge):

@@ -7,6 +7,8 @@ between the two; it is removed, and its frames are made again.
 """
 
 import errno
+import glob
+import hashlib
 import io
 import json
 import logging
@@ -19,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset import PER_FRAME, CGDataset, DatasetWriter, iterate_dataset, read_dataset
+from ..dataset import CGDataset, iterate_dataset, read_dataset
+from ..dataset_file import PER_FRAME, DatasetWriter
 from ..errors import InputError
 from ..files import atomic_path, require_writable, segments_folder
 from ..mapped import describe_mapping
@@ -108,6 +111,14 @@ class BeadMapper:
             atom_labels=tuple(mapping.atom_labels[a] for a in self.atoms),
         )
 
+    def digest(self) -> str:
+        """Return a hash of the position map and its beads."""
+        matrix, topology = self.mapping.matrix, self.mapping.topology
+        digest = hashlib.sha256(topology.to_json().encode())
+        for part in (matrix.indptr, matrix.indices, matrix.data):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
     def whole(self, positions: np.ndarray, box: np.ndarray | None) -> np.ndarray:
         """Return positions (frames, atoms, 3) with molecules whole and, if isolated, together."""
         if box is None:
@@ -149,7 +160,7 @@ class BeadMapper:
         fit = FORCE_MAPS[name](self.mapping, self.constraints)
         if fit.uses_frames:
             fit.add(np.asarray(forces, np.float64), np.asarray(positions, np.float64))
-        return fit.fit()
+        return fit.fit(in_sample=False)
 
 
 def _subset(top: Any, atoms: np.ndarray) -> Any:
@@ -261,11 +272,8 @@ class DatasetRecorder:
         with _told_if_full(self.folder):
             self.folder.mkdir(exist_ok=True)
             self._lock = _locked(self.folder)
-
-    @property
-    def checkpoint_exists(self) -> bool:
-        """Whether there is something to go on from."""
-        return (self.folder / _CHECKPOINT).exists()
+        for path in self.output.parent.glob(f".{glob.escape(self.output.name)}.*.tmp"):
+            path.unlink()  # of a process that was killed while it joined segments
 
     def restore(self, state: ReferenceState) -> None:
         """Go on after a checkpoint: remove segments that are newer."""
@@ -474,7 +482,11 @@ class DatasetRecorder:
                 writer.describe(self._described(total.mean), self.sources, self.bias)
             self._finish_group(partial, files)
         self.close()
-        shutil.rmtree(self.folder)
+        # At once out of the way: a folder that is half removed must not pass for a run.
+        removed = self.folder.with_name(f".{self.folder.name}.old")
+        shutil.rmtree(removed, ignore_errors=True)
+        self.folder.rename(removed)
+        shutil.rmtree(removed)
 
     def _finish_group(self, partial: Path, files: list[Path]) -> None:
         import h5py
@@ -510,6 +522,11 @@ class _SquareMean:
     @property
     def mean(self) -> float | None:
         return self._sum / self._count if self._count else None
+
+
+def in_progress(output: str | Path) -> bool:
+    """Whether there are segments to go on from."""
+    return (segments_folder(output) / _CHECKPOINT).exists()
 
 
 def read_checkpoint(output: str | Path) -> ReferenceState | None:

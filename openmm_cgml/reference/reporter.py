@@ -1,8 +1,8 @@
 """`DatasetReporter`: a dataset of beads from an all-atom OpenMM script of the user's own."""
 
-import hashlib
 import logging
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -19,12 +19,13 @@ from ..topology import atom_label, read_topology
 from ..units import strip, thermal_energy
 from ..version import __version__
 from .bias import log_sum, verify_unbiased
-from .recorder import BeadMapper, DatasetRecorder, read_checkpoint
+from .recorder import BeadMapper, DatasetRecorder, in_progress, read_checkpoint
 from .setup import box_array, solute_atoms
 from .variables import (
     CollectiveVariable,
     parse_variable,
     require_function_of_beads,
+    require_kept_atoms,
     variable_values,
 )
 
@@ -219,26 +220,16 @@ class DatasetReporter:
             for v in self._given_variables
         )
         if self._is_biased and self._force_map is not None:
-            require_function_of_beads(
-                self._variables,
-                mapper.mapping,
-                "record no forces (force_map=None)",
-                mapper.atoms,
-                self._top,
-            )
+            self._require_kept(mapper)
         names = [v.name for v in self._variables]
         if self._metadynamics is not None:
             names = [f"variable {k + 1}" for k in range(len(self._metadynamics.variables))]
-        matrix = mapper.mapping.matrix
-        digest = hashlib.sha256(mapper.mapping.topology.to_json().encode())
-        for part in (matrix.indptr, matrix.indices, matrix.data):
-            digest.update(np.ascontiguousarray(part).tobytes())
         self._settings = {
             "method": "reporter",
             "interval": self.interval,
             "temperature_K": self.temperature,
             "mapping": mapper.mapping.name,
-            "mapping_sha256": digest.hexdigest(),
+            "mapping_sha256": mapper.digest(),
             "force_map": self._force_map,
             "keep_box": self._keep_box,
             "variables": names,
@@ -262,10 +253,10 @@ class DatasetReporter:
             fit = FORCE_MAPS[self._force_map](mapper.mapping, mapper.constraints)
             self._uses_frames = bool(fit.uses_frames)
             if not self._uses_frames:
-                recorder.force_map = fit.fit()
+                recorder.force_map = fit.fit(in_sample=False)
         recorder.open()
         self._recorder = recorder
-        if recorder.checkpoint_exists:
+        if in_progress(self.file):
             self._go_on(recorder, int(simulation.currentStep))
 
     def _go_on(self, recorder: DatasetRecorder, step: int) -> None:
@@ -336,6 +327,28 @@ class DatasetReporter:
         elif self._unbiased.getNumParticles() != system.getNumParticles():
             raise InputError("unbiased_system has another number of particles; give its copy")
 
+    def _require_kept(self, mapper: BeadMapper) -> None:
+        """Refuse biases along atoms that the map does not keep, as far as their forces tell."""
+        rest = ("record no forces (force_map=None)", mapper.atoms, self._top)
+        require_function_of_beads(self._variables, mapper.mapping, *rest)
+        forces = list(self._bias_forces)
+        if self._metadynamics is not None:
+            forces += [v.force for v in self._metadynamics.variables]
+        unknown = []
+        for force in forces:
+            terms = _terms(force)
+            if terms is None:
+                unknown.append(force.getName())
+            for atoms in terms or ():
+                require_kept_atoms(force.getName(), atoms, mapper.mapping, *rest)
+        if unknown or (not forces and not self._variables):
+            which = ", ".join(unknown) or "the bias"
+            warnings.warn(
+                f"cannot tell of {which} whether it is a function of the beads; if it is not, it "
+                "changes the mean force on them. Name its variables (variables=)",
+                stacklevel=2,
+            )
+
     def _verify(self, simulation: Any) -> None:
         """Compare forces with a System without the bias, and leave no trace in the run."""
         state = simulation.context.createCheckpoint()
@@ -403,3 +416,27 @@ class DatasetReporter:
         waiting, self._waiting = self._waiting, []
         for frame in waiting:
             self._recorder.add(**frame)
+
+
+def _terms(force: Any) -> list[tuple[int, ...]] | None:
+    """Return the atoms of each term of a force, None if its kind is not known."""
+    if isinstance(force, openmm.CustomCVForce):
+        inner = [
+            _terms(force.getCollectiveVariable(k))
+            for k in range(force.getNumCollectiveVariables())
+        ]
+        return None if None in inner else [t for terms in inner for t in terms or ()]
+    for name, kind in (
+        ("Torsion", openmm.CustomTorsionForce),
+        ("Angle", openmm.CustomAngleForce),
+        ("Bond", openmm.CustomBondForce),
+        ("Bond", openmm.HarmonicBondForce),
+    ):
+        if isinstance(force, kind):
+            count = {"Torsion": 4, "Angle": 3, "Bond": 2}[name]
+            read = getattr(force, f"get{name}Parameters")
+            number = getattr(force, f"getNum{name}s")()
+            return [tuple(int(a) for a in read(k)[:count]) for k in range(number)]
+    if isinstance(force, openmm.CustomCompoundBondForce):
+        return [tuple(force.getBondParameters(k)[0]) for k in range(force.getNumBonds())]
+    return None

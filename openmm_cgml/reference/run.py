@@ -19,7 +19,7 @@ import openmm
 
 from ..dataset import CGDataset
 from ..errors import InputError, first_line
-from ..files import require_writable, segments_folder
+from ..files import require_writable
 from ..mapping import FORCE_MAPS
 from ..reweight import kish_size
 from ..units import strip
@@ -27,10 +27,22 @@ from ..version import __version__
 from .bias import Metadynamics, Umbrella, verify_unbiased
 from .machine import Machine, Settings, Stopped, choose_platform, guarded, make_context
 from .methods import METHODS, ExchangeRun, MetadynamicsRun, Method, UmbrellaRun
-from .recorder import BeadMapper, DatasetRecorder, read_checkpoint, read_segments, reopen
+from .recorder import (
+    BeadMapper,
+    DatasetRecorder,
+    in_progress,
+    read_checkpoint,
+    read_segments,
+    reopen,
+)
 from .session import Progress, processor, require_same, signals
 from .setup import ReferenceSystem, box_array, build_system, warn_of_timestep
-from .variables import CollectiveVariable, parse_variable, require_function_of_beads
+from .variables import (
+    CollectiveVariable,
+    parse_variable,
+    require_function_of_beads,
+    require_one_molecule,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +85,7 @@ def run_reference(
     ns: Any,
     method: str = "unbiased",
     mapping: Any = "backbone",
-    force_map: str | None = "optimal",
+    force_map: str | None = "rotation",
     temperature: Any = 300.0,
     variables: Sequence[str | CollectiveVariable] = (),
     interval: Any = 1.0,
@@ -189,6 +201,8 @@ def run_reference(
         v if isinstance(v, CollectiveVariable) else parse_variable(v, system.mdtraj)
         for v in variables
     ]
+    if system.periodic:
+        require_one_molecule(chosen, system.bonds, system.mdtraj)
     stride = to_steps(interval, "interval", 1)
     plan: Method
     if method == "metadynamics":
@@ -309,7 +323,7 @@ class _Simulation:
         described = self._described()
         if found is not None:
             require_same(output, found.settings, described, self.plan.can_grow)
-            if not segments_folder(output).exists():
+            if not in_progress(output):
                 if found.frames >= self.total:
                     logger.info("%s is complete: %d frames", output, found.frames)
                     return self._result(output, found.frames, True)
@@ -323,7 +337,7 @@ class _Simulation:
         recorder.sources, recorder.bias = self.system.sources, self.plan.text()
         recorder.open()
         try:
-            found = read_checkpoint(output) if recorder.checkpoint_exists else None
+            found = read_checkpoint(output) if in_progress(output) else None
             return self._run(
                 recorder, found, described, seconds, checkpoint_seconds, Progress(progress)
             )
@@ -485,7 +499,8 @@ class _Simulation:
         last = box_array(state.getPeriodicBoxVectors())
         factor = float((np.mean(volumes) / np.linalg.det(last)) ** (1 / 3))
         points = np.array(state.getPositions(asNumpy=True)._value)
-        for molecule in self.system.molecules:  # as the barostat does: molecules keep their shape
+        for members in context.getMolecules():  # as the barostat does: they keep their shape
+            molecule = list(members)
             points[molecule] += (factor - 1) * points[molecule].mean(axis=0)
         return points, last * factor
 
@@ -543,8 +558,14 @@ class _Simulation:
         begun = self.step > 0
         while self.leg < plan.legs:
             if not begun:
-                plan.begin(machine, self.leg)
-                begun = True
+                if recorder.pending:
+                    self._flush(recorder, machine, described, box)
+                machine.may_stop = True
+                try:
+                    plan.begin(machine, self.leg)
+                except Stopped:  # the equilibration begins again when the run goes on
+                    return f"stopped by {caught[0]}"
+                machine.may_stop, begun = False, True
             if self.step >= end:
                 self.leg, self.step, begun = self.leg + 1, 0, self.leg + 1 >= plan.legs
                 continue
@@ -599,9 +620,6 @@ class _Simulation:
             repr(list(map(self.system.label, range(len(self.system.positions))))).encode()
         )
         mapping = self.mapper.mapping
-        beads = hashlib.sha256(mapping.topology.to_json().encode())
-        for part in (mapping.matrix.indptr, mapping.matrix.indices, mapping.matrix.data):
-            beads.update(np.ascontiguousarray(part).tobytes())
         return {
             "method": settings.method,
             "ns": settings.ns,
@@ -613,7 +631,7 @@ class _Simulation:
             "npt_steps": settings.npt,
             "seed": settings.seed,
             "mapping": mapping.name,
-            "mapping_sha256": beads.hexdigest(),
+            "mapping_sha256": self.mapper.digest(),
             "force_map": settings.force_map,
             "calibration_frames": settings.calibrate if self._uses_frames() else 0,
             "keep_box": settings.keep_box,

@@ -142,11 +142,6 @@ class ReferenceSystem:
         return solute_atoms(self.topology)
 
     @cached_property
-    def molecules(self) -> list[np.ndarray]:
-        """Atoms of each molecule, from the bonds."""
-        return molecules(self.topology.getNumAtoms(), self.bonds)
-
-    @cached_property
     def timestep(self) -> float:
         """A timestep, ps, that the constraints allow: 0.002 if bonds to hydrogen are fixed."""
         elements = _elements(self.topology)

@@ -82,12 +82,6 @@ class CollectiveVariable:
         """Unit of its values."""
         return "nm" if self.kind == "distance" else "rad"
 
-    def renumbered(self, number: dict[int, int]) -> "CollectiveVariable":
-        """Return the same variable of atoms with other indices, old -> new."""
-        ends = {} if self.periodic else {"low": self.low, "high": self.high}
-        atoms = tuple(number[a] for a in self.atoms)
-        return CollectiveVariable(self.kind, atoms, self.name, **ends)
-
     def values(self, positions: np.ndarray) -> np.ndarray:
         """Return its value in each frame, (frames,), from whole molecules.
 
@@ -265,30 +259,69 @@ def require_function_of_beads(
     Raises:
         InputError: naming the variable and the atom.
     """
-    number = {int(a): k for k, a in enumerate(range(mapping.n_atoms) if atoms is None else atoms)}
     for variable in variables:
-        outside = [a for a in variable.atoms if a not in number]
-        if outside:
-            name = f"atom {outside[0]}" if top is None else atom_label(top, outside[0])
-            raise InputError(
-                f"variable {variable.name} is not a function of the beads: {name} is not part of "
-                f"the mapped molecules; bias along kept atoms, or {advice}"
-            )
-        variable = variable.renumbered(number)
-        rows = [_unit(a, mapping.n_atoms) for a in variable.atoms]
-        hidden = [
-            a
-            for a, row in zip(variable.atoms, rows, strict=True)
-            if not _in_row_space(row, mapping)
-        ]
-        if not hidden or all(_in_row_space(row - rows[0], mapping) for row in rows[1:]):
-            continue
-        names = ", ".join(mapping.atom_labels[a] for a in hidden)
+        require_kept_atoms(variable.name, variable.atoms, mapping, advice, atoms, top)
+
+
+def require_kept_atoms(
+    name: str,
+    used: Sequence[int],
+    mapping: Mapping,
+    advice: str,
+    atoms: Sequence[int] | np.ndarray | None = None,
+    top: Any = None,
+) -> None:
+    """Refuse a function of the relative positions of atoms that beads do not determine.
+
+    Args:
+        name: what the function is called.
+        used: its atoms.
+        mapping, advice, atoms, top: as in `require_function_of_beads`.
+
+    Raises:
+        InputError: naming the atom.
+    """
+    number = {int(a): k for k, a in enumerate(range(mapping.n_atoms) if atoms is None else atoms)}
+    outside = [a for a in used if a not in number]
+    if outside:
+        label = f"atom {outside[0]}" if top is None else atom_label(top, outside[0])
         raise InputError(
-            f"variable {variable.name} is not a function of the beads: the map does not keep "
-            f"{names}. A bias along it would change the mean force on the beads; bias along kept "
-            f"atoms, keep {'this atom' if len(hidden) == 1 else 'these atoms'}, or {advice}"
+            f"variable {name} is not a function of the beads: {label} is not part of the mapped "
+            f"molecules; bias along kept atoms, or {advice}"
         )
+    here = [number[a] for a in used]
+    rows = [_unit(a, mapping.n_atoms) for a in here]
+    hidden = [a for a, row in zip(here, rows, strict=True) if not _in_row_space(row, mapping)]
+    if not hidden or all(_in_row_space(row - rows[0], mapping) for row in rows[1:]):
+        return
+    labels = ", ".join(mapping.atom_labels[a] for a in hidden)
+    raise InputError(
+        f"variable {name} is not a function of the beads: the map does not keep {labels}. A bias "
+        "along it would change the mean force on the beads; bias along kept atoms, keep "
+        f"{'this atom' if len(hidden) == 1 else 'these atoms'}, or {advice}"
+    )
+
+
+def require_one_molecule(
+    variables: Sequence[CollectiveVariable], bonds: Sequence[tuple[int, int]], top: Any
+) -> None:
+    """Refuse variables across molecules of a periodic box: their image would not be defined.
+
+    Raises:
+        InputError: naming the variable and two atoms.
+    """
+    pairs = np.array(bonds, dtype=int).reshape(-1, 2)
+    graph = scipy.sparse.coo_array((np.ones(len(pairs)), pairs.T), shape=(top.n_atoms,) * 2)
+    molecule = scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
+    for variable in variables:
+        first, *others = variable.atoms
+        for other in others:
+            if molecule[other] != molecule[first]:
+                raise InputError(
+                    f"variable {variable.name} joins {atom_label(top, first)} and "
+                    f"{atom_label(top, other)} of two molecules in a periodic box, where either "
+                    "may be in any image; use variables within a molecule"
+                )
 
 
 def _unit(atom: int, atoms: int) -> np.ndarray:
