@@ -39,7 +39,7 @@ SETTINGS = {
     "friction": 1.0,
     "interval": 2.0,
     "mapping": "backbone",
-    "force_map": "optimal",
+    "force_map": "rotation",
     "equilibrate": 200.0,
     "npt": 500.0,
     "calibrate": 2000,

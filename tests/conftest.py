@@ -59,7 +59,7 @@ def trajectory(data: Path) -> "cgml.trajectory.Trajectory":
 
 @pytest.fixture(scope="session")
 def dataset(trajectory, setup) -> cgml.CGDataset:
-    """Those frames on five backbone beads, optimal force map."""
+    """Those frames on five backbone beads, default force map."""
     mapping = cgml.MAPPINGS[setup["mapping"]](trajectory.topology)
     return cgml.map_trajectory(trajectory, mapping, temperature=TEMPERATURE)
 

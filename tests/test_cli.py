@@ -69,12 +69,16 @@ def test_the_road(cgml_command, folder, data, dataset) -> None:
     )
     mapped = cgml.read_dataset(folder / "data.h5")
     rms = float((mapped.forces.astype(float) ** 2).mean() ** 0.5)
+    compared = mapped.mapping["force_map"]["compared"]
     assert printed == ""
     assert said.splitlines() == [
         f"{folder / 'data.h5'}: 400 frames of 5 beads",
         "beads: ACE1-C ALA2-N ALA2-CA ALA2-C NME3-N",
-        f"optimal force map, 6 constrained groups, force RMS {rms:.0f}",
+        f"rotation force map, 6 constrained groups, force RMS {rms:.0f} kJ/mol/nm per component",
+        "RMS that each map leaves, of the same mean force: "
+        + ", ".join(f"{name} {square**0.5:.0f}" for name, square in compared.items()),
     ]
+    assert list(compared) == ["basic", "optimal", "rotation"]
     trajectory = cgml.read_trajectory(
         folder / "run.npz",
         top=data / "topology.pdb",

@@ -642,7 +642,7 @@ def test_provenance(boxed, mapped) -> None:
         "value": [1.0] * 5,
     }
     force_map = described["force_map"]
-    assert force_map["name"] == "optimal" and force_map["mean_square"] > 0
+    assert force_map["name"] == "rotation" and force_map["mean_square"] > 0
     assert [1, 0, 2, 3] not in force_map["constraint_groups"]
     assert [0, 1, 2, 3] in force_map["constraint_groups"]
     assert sum(len(g) - 1 for g in force_map["constraint_groups"]) == 12

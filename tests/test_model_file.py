@@ -19,7 +19,7 @@ def test_the_card_describes_the_model(model, dataset) -> None:
     assert card["units"]["energy"] == "kJ/mol"
     assert card["temperature_K"] == model.temperature == 300.0
     assert model.topology == dataset.topology
-    assert card["mapping"]["force_map"]["name"] == "optimal"
+    assert card["mapping"]["force_map"]["name"] == "rotation"
     training = card["training"]
     assert training["train_frames"] + training["valid_frames"] == len(dataset)
     assert len(training["history"]) == training["epochs"] == 8

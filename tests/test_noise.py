@@ -89,3 +89,15 @@ def test_noise_is_a_length(gaussian_chain, sigma) -> None:  # noqa: F811
         cgml.map_trajectory(
             trajectory, make_mapping(SLICE), temperature=300, constraints=(), noise=sigma
         )
+
+
+def test_the_best_noised_map_of_biased_frames_is_refused(gaussian_chain) -> None:  # noqa: F811
+    """Its forces are partly kT grad ln p of the frames, bias included."""
+    _, positions, forces = gaussian_chain
+    trajectory = cgml.read_trajectory(
+        positions[:400], top=chain_topology(8), forces=forces[:400], weights=np.ones(400)
+    )
+    how = {"temperature": 300, "constraints": (), "noise": 0.01}
+    with pytest.raises(cgml.InputError, match="frames are biased; use force_map='rotation'"):
+        cgml.map_trajectory(trajectory, make_mapping(SLICE), force_map="optimal", **how)
+    assert cgml.map_trajectory(trajectory, make_mapping(SLICE), **how).forces is not None

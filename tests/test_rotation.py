@@ -133,7 +133,7 @@ def fit(mapping: Mapping, constraints, positions, forces) -> tuple:
         maker = cgml.FORCE_MAPS[name](mapping, constraints)
         for start in range(0, len(forces), 700):
             maker.add(forces[start : start + 700], positions[start : start + 700])
-        maps.append(maker.fit())
+        maps.append(maker.fit(in_sample=False))
     return tuple(maps)
 
 
@@ -224,3 +224,14 @@ def test_collinear_beads_give_finite_forces(chain) -> None:
     straight = np.zeros((1, 9, 3))
     straight[0, :, 0] = np.arange(9) * 0.1
     assert np.isfinite(rotation.map_forces(forces[:1], straight)).all()
+
+
+def test_few_frames_do_not_lose_their_mean_force(chain) -> None:
+    """Fitted to and used on the same frames, many coefficients would fit the forces away."""
+    mapping, positions, forces = chain
+    maker = RotationFit(mapping, ())
+    maker.add(forces[:60], positions[:60])
+    free, held = maker.fit(in_sample=False), maker.fit()
+    assert held.ridge is None or held.ridge > (free.ridge or 0)
+    for fitted, row in zip(held.coefficients[0], free.coefficients[0], strict=True):
+        assert np.abs(fitted).sum() <= np.abs(row).sum() + 1e-12
