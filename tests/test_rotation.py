@@ -39,7 +39,7 @@ def means(
     steps = np.diff(beads, axis=1)
     lengths = np.linalg.norm(steps, axis=-1)
     ends = np.linalg.norm(beads[:, 0] - beads[:, -1], axis=-1)
-    values = fields.evaluate(positions, forces)
+    values = fields.evaluate(positions, forces)  # one molecule, so frames are samples
     found = []
     for bead in range(beads.shape[1]):
         columns = fields.columns(values, bead).reshape(len(positions), 3, -1)
@@ -235,3 +235,27 @@ def test_few_frames_do_not_lose_their_mean_force(chain) -> None:
     assert held.ridge is None or held.ridge > (free.ridge or 0)
     for fitted, row in zip(held.coefficients[0], free.coefficients[0], strict=True):
         assert np.abs(fitted).sum() <= np.abs(row).sum() + 1e-12
+
+
+def test_large_molecules_move_less_and_in_the_end_nothing(chain) -> None:
+    """The moments of the fields stay within the memory given."""
+    mapping, positions, forces = chain
+    (kind,) = molecule_kinds(mapping, constraint_groups((), mapping.n_atoms))
+    full = motions(mapping)
+    size = sum(a * b for a, b in full.shapes())
+    less = RigidMotions(mapping, kind, (), room=size // 2)
+    assert 0 < sum(a * b for a, b in less.shapes()) <= size // 2
+    assert 0 < less.most < full.most
+    assert np.abs(means(less, mapping, positions, forces)).max() < 4.5
+    with pytest.warns(UserWarning, match="5 beads is too large .* optimal constant one"):
+        none = RigidMotions(mapping, kind, (), room=1)
+    assert none.most == 0 and not none.motions
+
+
+def test_parts_of_a_stream_do_not_change_the_map(chain, monkeypatch) -> None:
+    mapping, positions, forces = chain
+    whole = fit(mapping, (), positions[:1500], forces[:1500])[2]
+    monkeypatch.setattr("openmm_cgml.mapping.rotation._NUMBERS", 50_000)  # a few samples at a time
+    parts = fit(mapping, (), positions[:1500], forces[:1500])[2]
+    expected = whole.map_forces(forces[:200], positions[:200])
+    assert np.allclose(parts.map_forces(forces[:200], positions[:200]), expected, rtol=1e-6)

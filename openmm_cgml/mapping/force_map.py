@@ -25,7 +25,7 @@ from .core import Mapping, apply_matrix, triplets
 from .kinds import BlockSums, molecule_kinds
 
 #: Ridge strengths tried by cross-validation, in units of the mean diagonal of the Gram matrix.
-RIDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,12 +209,13 @@ def optimal_force_map(
         _require_solvable(mapping, kind.beads[0], grouped_map)
         scores = dict.fromkeys(RIDGES, 0.0)
         for kept, held in folds:
+            solve = _LeastRows(kept[number], grouped_map)
             for ridge in RIDGES:
-                rows = least_rows(kept[number], grouped_map, ridge)
+                rows = solve(ridge)
                 scores[ridge] += float(np.einsum("ig,gh,ih->", rows, held[number], rows))
         ridge = min(scores, key=lambda r: scores[r]) if folds else 1e-3
         total = gram.sums.total()[number]
-        rows = least_rows(total, grouped_map, ridge)
+        rows = _LeastRows(total, grouped_map)(ridge)
         square += scores[ridge] if folds else float(np.einsum("ig,gh,ih->", rows, total, rows))
         ridges.append(ridge)
         for atoms, beads in zip(kind.atoms, kind.beads, strict=True):
@@ -294,18 +295,21 @@ def check_force_map(
         )
 
 
-def least_rows(gram: np.ndarray, grouped_map: np.ndarray, ridge: float) -> np.ndarray:
-    """Solve min_b b^T G b subject to (M b) = e_I for every bead I: a KKT system."""
-    size, beads = len(gram), len(grouped_map)
-    scale = np.trace(gram) / size or 1.0
-    kkt = np.zeros((size + beads, size + beads))
-    kkt[:size, :size] = gram / scale + ridge * np.eye(size)
-    kkt[:size, size:] = grouped_map.T
-    kkt[size:, :size] = grouped_map
-    right = np.zeros((size + beads, beads))
-    right[size:] = np.eye(beads)
-    # Least squares, not solve: forces that sum to zero make G singular along (1, ..., 1).
-    return np.linalg.lstsq(kkt, right, rcond=1e-13)[0][:size].T
+class _LeastRows:
+    """Rows b of least b^T (G + ridge) b that move one bead, (M b) = e_I, at many ridges."""
+
+    def __init__(self, gram: np.ndarray, grouped_map: np.ndarray) -> None:
+        scale = np.trace(gram) / len(gram) or 1.0
+        values, self._vectors = np.linalg.eigh(gram / scale)
+        self._values = np.maximum(values, 0)  # forces that sum to zero make G singular
+        self._map, self._inverse = grouped_map, np.linalg.pinv(grouped_map.T)
+        self._seen = grouped_map @ self._vectors
+
+    def __call__(self, ridge: float) -> np.ndarray:
+        weighted = self._seen / (self._values + ridge)
+        rows = np.linalg.solve(weighted @ self._seen.T, weighted) @ self._vectors.T
+        missed = np.eye(len(rows)) - rows @ self._map.T  # by round-off
+        return rows + missed @ self._inverse
 
 
 def _require_solvable(mapping: Mapping, beads: np.ndarray, grouped_map: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from .core import Mapping
 
 #: Memory that the sums of one fit may take, bytes.
 _MEMORY = 1 << 29
+_FEWEST = 4  # blocks, whatever memory they take
 # The residue's number in an atom's label, e.g. ALA2-CA.
 _NUMBER = re.compile(r"-?\d+-(?=[^-]*$)")
 
@@ -123,12 +124,14 @@ class BlockSums:
     """
 
     max_blocks = 40
+    #: Numbers that a block may have, so that there is room for enough of them.
+    room = _MEMORY // (8 * _FEWEST)
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], block_frames: int = 250) -> None:
         self._shapes = [tuple(shape) for shape in shapes]
         size = 8 * sum(int(np.prod(shape)) for shape in self._shapes)
         room = 2 * int(_MEMORY // (2 * max(size, 1)))  # joined in pairs, so even
-        self.max_blocks = min(type(self).max_blocks, max(room, 4))
+        self.max_blocks = min(type(self).max_blocks, max(room, _FEWEST))
         self._block_frames = block_frames
         self.blocks: list[list[np.ndarray]] = []
         self.frames: list[int] = []

@@ -21,7 +21,8 @@ in the coefficients, which least squares finds on top of the optimal constant ma
 2023, doi:10.1021/acs.jpclett.3c00444, have the constant case.
 """
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,10 @@ from .kinds import BlockSums, MoleculeKind
 #: leaves the optimal constant map as it is.
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, 100.0, np.inf)
 
-#: Fields up to which beads use those of their neighbours too.
+#: Fields a bead up to which groups near its neighbours count too.
 _MOST = 160
+#: Numbers that fields may take at a time, 32 MB.
+_NUMBERS = 4_000_000
 #: Share of the mean force that may be lost where a map is used on the frames it was fitted to: p
 #: coefficients fitted to n numbers take p / n of anything away that is in them.
 _LOST = 0.01
@@ -93,13 +96,13 @@ class RotationForceMap:
             beads = fields.kind.beads
             if not any(len(c) for c in coefficients):
                 continue
-            for start in range(0, len(forces), 500):  # fields take much more room than forces
-                part = slice(start, start + 500)
-                values = fields.evaluate(positions[part], forces[part])
+            added = np.zeros((len(forces) * len(beads), beads.shape[1], 3))
+            for part, x, f in fields.samples(positions, forces):
+                values = fields.evaluate(x, f)
                 for bead, weights in enumerate(coefficients):
                     if len(weights):
-                        added = fields.combine(values, bead, weights)
-                        mapped[part, beads[:, bead]] += added.reshape(-1, len(beads), 3)
+                        added[part, bead] = fields.combine(values, bead, weights)
+            mapped[:, beads] += added.reshape(len(forces), *beads.shape, 3)
         return mapped
 
     def describe(self) -> dict[str, Any]:
@@ -129,15 +132,11 @@ class RotationFit(OptimalFit):
 
     def __init__(self, mapping: Mapping, constraints: Iterable[tuple[int, int]]) -> None:
         super().__init__(mapping, constraints)
+        room = BlockSums.room // len(self.gram.kinds)
         self.fields = tuple(
-            RigidMotions(mapping, kind, self.constraints) for kind in self.gram.kinds
+            RigidMotions(mapping, kind, self.constraints, room) for kind in self.gram.kinds
         )
-        shapes = []
-        for fields in self.fields:
-            for bead in range(len(fields.kind.matrix)):
-                count = fields.count(bead)
-                shapes += [(count, count), (count, len(fields.kind.groups))]
-        self.sums = BlockSums(shapes)
+        self.sums = BlockSums([shape for fields in self.fields for shape in fields.shapes()])
 
     def add(self, forces: np.ndarray, positions: np.ndarray) -> None:
         """Take forces, kJ/mol/nm, and positions, nm, that follow those added before."""
@@ -146,16 +145,16 @@ class RotationFit(OptimalFit):
 
     def _moments(self, forces: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
         moments = []
-        for fields, tie in zip(self.fields, self.gram.ties, strict=True):
-            if not any(fields.count(b) for b in range(len(fields.kind.matrix))):
-                moments += [np.zeros((0, 0)), np.zeros((0, len(tie)))] * len(fields.kind.matrix)
-                continue
-            values = fields.evaluate(positions, forces)
-            grouped = np.einsum("ga,nax->ngx", tie, fields.kind.gather(forces))
-            flat = grouped.transpose(0, 2, 1).reshape(-1, len(tie))
-            for bead in range(len(fields.kind.matrix)):
-                columns = fields.columns(values, bead)
-                moments += [columns.T @ columns, columns.T @ flat]
+        for fields in self.fields:
+            sums = [np.zeros(shape) for shape in fields.shapes()]
+            for _, x, f in fields.samples(positions, forces) if any(s.size for s in sums) else ():
+                values = fields.evaluate(x, f)
+                for bead in range(len(fields.kind.matrix)):
+                    columns = fields.columns(values, bead)
+                    near = values[1][:, fields.near[bead]].transpose(0, 2, 1)
+                    sums[2 * bead] += columns.T @ columns
+                    sums[2 * bead + 1] += columns.T @ near.reshape(len(columns), -1)
+            moments += sums
         return moments
 
     def fit(self, in_sample: bool = True) -> Any:
@@ -166,12 +165,13 @@ class RotationFit(OptimalFit):
                 back where there are few frames, or they would fit the mean force away.
         """
         base = super().fit(in_sample)
-        rows = []  # of the constant map, for the groups of each kind
+        rows = []  # of the constant map, for the groups near each bead
         for fields in self.fields:
             first = [g[0] for g in fields.kind.groups]
             atoms = fields.kind.atoms[0][first]
-            rows += [np.asarray(base.matrix[[b]][:, atoms].todense()).ravel()
-                     for b in fields.kind.beads[0]]  # fmt: skip
+            for bead, number in enumerate(fields.kind.beads[0]):
+                row = np.asarray(base.matrix[[number]].todense()).ravel()
+                rows.append(row[atoms[fields.near[bead]]])
         molecules = [len(f.kind.beads) for f in self.fields for _ in f.kind.matrix]
         scores = dict.fromkeys(RIDGES, 0.0)
         folds = list(self.sums.folds())
@@ -213,15 +213,24 @@ class RigidMotions:
         mapping: the position map.
         kind: the molecules.
         constraints: pairs of atoms at fixed distances.
+        room: numbers that the moments of the fields may take. Where they would take more, only
+            groups closer to the beads are moved, none if need be.
 
     Attributes:
         coordinates: bonds, angles and torsions of the beads, numbered within the molecule.
         motions: (coordinate, group, how): ``"slide"`` along the bond, ``"turn"`` about the
             coordinate's axis, ``"spin"`` about the group's own atom or bead, parallel to it.
+        near: for each bead, the groups whose forces are weighed against its fields. Farther ones
+            hardly depend on what these move; leaving them out does not change the mean force.
+        most: fields that one bead has at most.
     """
 
     def __init__(
-        self, mapping: Mapping, kind: MoleculeKind, constraints: Iterable[tuple[int, int]]
+        self,
+        mapping: Mapping,
+        kind: MoleculeKind,
+        constraints: Iterable[tuple[int, int]],
+        room: int = BlockSums.room,
     ) -> None:
         self.kind = kind
         local = {int(b): k for k, b in enumerate(kind.beads[0])}
@@ -235,23 +244,43 @@ class RigidMotions:
         atom_bonds = [(index[i], index[j]) for i, j in mapping.atom_bonds.tolist() if i in index]
         tied = [(index[i], index[j]) for i, j in constraints if i in index]
         self._holds_bead, self._anchor = self._anchors(tied)
-        near = self._owners(atom_bonds)
-        around = [{b} for b in range(len(kind.matrix))]
+        owners = self._owners(atom_bonds)
+        self._around: list[set[int]] = [{b} for b in range(len(kind.matrix))]
         for i, j in bonds:
-            around[i].add(j)
-            around[j].add(i)
-        for reach in (1, 0):  # as far as the number of fields allows
-            self.motions: list[tuple[int, int, str]] = []
-            for number, beads in enumerate(self.coordinates):
-                region = set(beads)
-                if reach:
-                    region = set().union(*(around[b] for b in beads))
-                for group in range(len(kind.groups)):
-                    if near[group] & region:
-                        self.motions += [(number, group, how) for how in self._ways(beads, group)]
-            self._bead_fields = [self._fields_of(b, near) for b in range(len(kind.matrix))]
-            if max(self.count(b) for b in range(len(kind.matrix))) <= _MOST:
+            self._around[i].add(j)
+            self._around[j].add(i)
+        for reach in (1, 0, -1, None):
+            self._choose(owners, reach)
+            size = sum(int(np.prod(shape)) for shape in self.shapes())
+            if size <= room and (reach != 1 or self.most <= _MOST):
                 break
+        if reach is None:
+            warnings.warn(
+                f"a molecule of {len(kind.matrix)} beads is too large for a force map that "
+                "depends on the configuration; its map is the optimal constant one",
+                stacklevel=2,
+            )
+
+    def _choose(self, owners: list[set[int]], reach: int | None) -> None:
+        """Choose the motions, each bead's share of them, and the groups near."""
+        beads = range(len(self.kind.matrix))
+        self.motions: list[tuple[int, int, str]] = []
+        for number, coordinate in enumerate(self.coordinates):
+            region = self._region(coordinate, reach)
+            for group in range(len(self.kind.groups)):
+                if owners[group] & region:
+                    self.motions += [(number, group, how) for how in self._ways(coordinate, group)]
+        self._bead_fields = [self._fields_of(b, owners, reach) for b in beads]
+        self.near = [self._groups_near(b, owners) for b in beads]
+        self.most = max(self.count(b) for b in beads)
+
+    def _region(self, beads: Sequence[int], reach: int | None) -> set[int]:
+        """Return the beads whose groups a coordinate moves: also neighbours, its own, inner."""
+        if reach is None:
+            return set()
+        if reach == 1:
+            return set().union(*(self._around[b] for b in beads))
+        return set(beads if reach == 0 or len(beads) == 2 else beads[1:-1])
 
     def _anchors(self, tied: list[tuple[int, int]]) -> tuple[list[bool], list[int | None]]:
         """Return of each group whether it has atoms of beads, and the atom that it spins about."""
@@ -301,7 +330,9 @@ class RigidMotions:
         ways = [] if self._holds_bead[group] else ["turn"]
         return ways if self._anchor[group] is None else [*ways, "spin"]
 
-    def _fields_of(self, bead: int, near: list[set[int]]) -> tuple[np.ndarray, ...]:
+    def _fields_of(
+        self, bead: int, owners: list[set[int]], reach: int | None
+    ) -> tuple[np.ndarray, ...]:
         """Return a bead's motions, their coordinates and its place in them, and free groups."""
         mine = [
             (m, c, self.coordinates[c].index(bead))
@@ -309,9 +340,54 @@ class RigidMotions:
             if bead in self.coordinates[c]
         ]
         region = {b for _, c, _ in mine for b in self.coordinates[c]} | {bead}
-        free = [g for g, holds in enumerate(self._holds_bead) if not holds and near[g] & region]
+        if reach is None:
+            region = set()
+        elif reach == -1:
+            region = self._around[bead]
+        free = [g for g, holds in enumerate(self._holds_bead) if not holds and owners[g] & region]
         motions = np.array(mine, dtype=int).reshape(-1, 3)
         return motions[:, 0], motions[:, 1], motions[:, 2], np.array(free, dtype=int)
+
+    def _groups_near(self, bead: int, owners: list[set[int]]) -> np.ndarray:
+        """Return the groups of beads up to two bonds from what a bead's fields move."""
+        moved = {self.motions[m][1] for m in self._bead_fields[bead][0]}
+        moved |= set(self._bead_fields[bead][3].tolist())
+        region = {bead}.union(*(owners[g] for g in moved))
+        for _ in range(2):
+            region = set().union(*(self._around[b] for b in region))
+        return np.array([g for g, own in enumerate(owners) if own & region], dtype=int)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Return for each bead the shapes of its fields' moments, and of those with forces."""
+        found = []
+        for bead in range(len(self.kind.matrix)):
+            count = self.count(bead)
+            found += [(count, count), (count, len(self.near[bead]))]
+        return found
+
+    def samples(
+        self, positions: np.ndarray, forces: np.ndarray
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Yield (which, positions, forces) of as many samples as there is room for.
+
+        A sample is a molecule in a frame, with its own atoms only; frames (n, atoms, 3) of the
+        whole system come apart in the order (frame, molecule).
+        """
+        molecules = len(self.kind.atoms)
+        width = 12 * len(self.motions) + 6 * self.most + 60 * len(self.coordinates)
+        size = max(1, _NUMBERS // (width + 6 * self.kind.atoms.shape[1]))
+        step = max(1, size // molecules)
+        for start in range(0, len(forces), step):
+            x = self.kind.gather(positions[start : start + step])
+            f = self.kind.gather(forces[start : start + step])
+            for first in range(0, len(x), size):
+                count = len(x[first : first + size])
+                offset = start * molecules + first
+                yield (
+                    slice(offset, offset + count),
+                    np.asarray(x[first : first + count], dtype=np.float64),
+                    np.asarray(f[first : first + count], dtype=np.float64),
+                )
 
     def count(self, bead: int) -> int:
         """Return the number of a bead's fields."""
@@ -326,25 +402,22 @@ class RigidMotions:
         ]
         return named + [["translate", None, list(self.kind.groups[g])] for g in free]
 
-    def evaluate(self, positions: np.ndarray, forces: np.ndarray) -> tuple[np.ndarray, ...]:
+    def evaluate(self, x: np.ndarray, f: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return w . f of each motion, group forces, and gradients of the coordinates.
 
         Args:
-            positions: (frames, atoms, 3) of the whole system, nm.
-            forces: likewise, kJ/mol/nm.
+            x: positions (samples, atoms of one molecule, 3), nm; see `samples`.
+            f: forces, likewise, kJ/mol/nm.
 
         Returns:
-            (samples, motions), (samples, groups, 3) and (samples, coordinates, 4, 3); a sample
-            is a molecule in a frame.
+            (samples, motions), (samples, groups, 3) and (samples, coordinates, 4, 3).
         """
-        x = self.kind.gather(np.asarray(positions, dtype=np.float64))
-        f = self.kind.gather(np.asarray(forces, dtype=np.float64))
-        beads = np.einsum("ba,nax->nbx", self.kind.matrix, x)
+        beads = self.kind.matrix @ x
         centre = beads.mean(axis=1, keepdims=True)  # moments about nearby points round off less
         x, beads = x - centre, beads - centre
         tie = self.kind.tie
-        group_forces = np.einsum("ga,nax->ngx", tie, f)
-        moments = np.einsum("ga,nax->ngx", tie, np.cross(x, f))
+        group_forces = tie @ f
+        moments = tie @ np.cross(x, f)
         anchors = [0 if a is None else a for a in self._anchor]
         spins = moments - np.cross(x[:, anchors], group_forces)
         axes, points, gradients = self._axes(beads)
