@@ -5,6 +5,7 @@ travel (energies, flags), so ladders may span ranks, and every rank reaches the 
 the same random numbers.
 """
 
+import atexit
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ class Ranks:
                 f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start with torchrun"
             )
         dist.init_process_group("gloo")
+        # Else its threads may be alive when the interpreter goes, which aborts the process.
+        atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size(), local)
 
     def share(self, copies: int) -> slice:
@@ -106,6 +109,11 @@ class Ranks:
         """Return when every rank has come here."""
         if self.size > 1:
             dist.barrier()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _device() -> str:
