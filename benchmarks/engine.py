@@ -224,8 +224,8 @@ class TorchLoop:
 class LoopProcess:
     """The baseline in its own process, which waits while it has no turn."""
 
-    def __init__(self, path: Path, copies: int) -> None:
-        code = "from benchmarks import engine; engine.serve_loop()"
+    def __init__(self, path: Path, copies: int, module: str = "engine") -> None:
+        code = f"from benchmarks import {module}; {module}.serve_loop()"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(path), str(copies)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -249,11 +249,12 @@ class LoopProcess:
         self.process.communicate()
 
 
-def serve_loop() -> None:
+def serve_loop(dataset: cgml.CGDataset | None = None) -> None:
     """Be the baseline's process: answer each number of steps with the seconds that they took."""
     torch.set_num_threads(1)
     copies = int(sys.argv[2])
-    loop = TorchLoop(cgml.load_model(sys.argv[1]).file.rebuild(), chain(), copies)
+    network = cgml.load_model(sys.argv[1]).rebuild()  # without tables
+    loop = TorchLoop(network, chain() if dataset is None else dataset, copies)
     for line in sys.stdin:
         loop.restart()
         loop.steps(1)

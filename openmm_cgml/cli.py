@@ -13,8 +13,8 @@ from .command_data import data_app
 from .command_map import map_command
 from .command_options import Output, Threads, parse_numbers, say
 from .command_reference import reference_command
+from .command_train import train_command
 from .errors import CGMLError, InputError
-from .pmf import PMFS
 
 app = typer.Typer(
     help="Machine-learned coarse-graining in OpenMM: map, train, simulate, analyze.",
@@ -25,53 +25,8 @@ app = typer.Typer(
 
 app.command("map")(map_command)
 app.command("reference")(reference_command)
+app.command("train")(train_command)
 app.add_typer(data_app, name="data")
-
-
-@app.command()
-def train(
-    dataset: Annotated[str, typer.Argument(help="Dataset from `cgml map`.")],
-    output: Output,
-    network: Annotated[str, typer.Option(help=f"One of: {', '.join(PMFS)}.")] = "cgnet",
-    width: Annotated[int, typer.Option(min=1, help="Hidden units.")] = 128,
-    depth: Annotated[int, typer.Option(min=1, help="Hidden layers.")] = 4,
-    epochs: Annotated[int, typer.Option(min=1)] = 60,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 1e-3,
-    seed: int = 0,
-    checkpoints: Annotated[
-        str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
-    ] = None,
-    threads: Threads = 1,
-) -> None:
-    """Train a PMF by force matching and write a model file."""
-    from .dataset import read_dataset
-    from .files import require_writable
-    from .model_file import save_model
-    from .pmf.core import SumPMF
-    from .pmf.prior import fit_prior
-    from .train import fit
-
-    _use_threads(threads)
-    require_writable(output)
-    training, validation = read_dataset(dataset).split(0.9)
-    result = fit(
-        SumPMF(fit_prior(training), PMFS[network](training, width=width, depth=depth, seed=seed)),
-        training,
-        validation,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        directory=checkpoints,
-    )
-    save_model(output, result)
-    noise = result.noise
-    say(
-        f"{output}: validation force RMSE {noise.residual:.1f} kJ/mol/nm, of which about "
-        f"{noise.floor:.1f} is noise that no model can remove; model error about "
-        f"{noise.model_error:.1f}"
-    )
 
 
 _Model = Annotated[str, typer.Argument(help="Model file from `cgml train`.")]

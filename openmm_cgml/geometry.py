@@ -129,6 +129,10 @@ def all_pairs(beads: int) -> Tensor:
     return torch.triu_indices(beads, beads, offset=1).T.contiguous()
 
 
+#: Numbers that the matrices of sums may have, all together, 16 MB.
+_MOST_ADDING = 4_000_000
+
+
 class Internals(NamedTuple):
     """Internal coordinates, and what their gradient needs again.
 
@@ -171,6 +175,7 @@ class InternalCoordinates(nn.Module):
     left: Tensor
     right: Tensor
     cycle: Tensor
+    added: Tensor
     to_steps: Tensor
     to_beads: Tensor
 
@@ -211,10 +216,18 @@ class InternalCoordinates(nn.Module):
         self.register_buffer("left", torch.tensor(left, dtype=torch.int64) + len(pairs))
         self.register_buffer("right", torch.tensor(right, dtype=torch.int64) + len(pairs))
         self.register_buffer("cycle", torch.tensor([1, 2, 0]))
-        # Sums as matrix products: on a GPU index_add would add in a random order.
-        beads = int(ends.max()) + 1 if len(ends) else 0
-        self.register_buffer("to_steps", _adding(left + right + w + u + v, len(steps)))
-        self.register_buffer("to_beads", _adding(self.first, beads) - _adding(self.second, beads))
+        # Sums as matrix products: on a GPU index_add would add in a random order. But matrices
+        # grow with the square of the molecule.
+        self.beads = int(ends.max()) + 1 if len(ends) else 0
+        added = torch.tensor(left + right + w + u + v, dtype=torch.int64)
+        self.small = self.beads * len(ends) + len(added) * len(steps) <= _MOST_ADDING
+        self.register_buffer("added", added)
+        matrices = added.new_zeros(0).float(), added.new_zeros(0).float()
+        if self.small:
+            to_beads = _adding(self.first, self.beads) - _adding(self.second, self.beads)
+            matrices = _adding(added, len(steps)), to_beads
+        self.register_buffer("to_steps", matrices[0])
+        self.register_buffer("to_beads", matrices[1])
 
     def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
         """Return the coordinates (copies, coordinates); arguments as of `displacements`."""
@@ -268,16 +281,27 @@ class InternalCoordinates(nn.Module):
         # The crosses are the gradient of the sine by w, u, v.
         twists = internals.crosses * torch.cat([sine, sine, sine])
         pulls = torch.cat([internals.right * slopes, internals.left * slopes, twists])
-        steps = torch.mm(self.to_steps, pulls.view(-1, 3 * copies)).view(-1, 3, copies)
+        steps = self.sum_rows(pulls, self.to_steps, self.added, self.steps)
         # So far by directions; a direction changes only across itself, by 1 / length.
         pair_units, units = internals.units.split([self.pairs, self.steps])
         steps.addcmul_((steps * units).sum(1, keepdim=True), units, value=-1)
         steps.div_(internals.lengths[self.pairs :])
         pulls = torch.cat([pair_units * stretch, steps])
-        forces = torch.mm(self.to_beads, pulls.view(-1, 3 * copies)).view(-1, 3, copies)
+        if self.small:
+            forces = torch.mm(self.to_beads, pulls.view(-1, 3 * copies)).view(-1, 3, copies)
+        else:
+            forces = self.sum_rows(pulls, self.to_beads, self.first, self.beads)
+            forces = forces - self.sum_rows(pulls, self.to_beads, self.second, self.beads)
         if forces.size(0) < beads:
             forces = nn.functional.pad(forces, [0, 0, 0, 0, 0, beads - forces.size(0)])
         return forces.permute(2, 0, 1).contiguous()
+
+    def sum_rows(self, rows: Tensor, matrix: Tensor, to: Tensor, count: int) -> Tensor:
+        """Return (count, 3, copies): rows (terms, 3, copies) added up where `to` says."""
+        if self.small:
+            return torch.mm(matrix, rows.view(-1, 3 * rows.size(2))).view(-1, 3, rows.size(2))
+        sums = torch.zeros_like(rows[:1]).expand(count, -1, -1)
+        return sums.index_add(0, to, rows)
 
     def cross(self, first: Tensor, second: Tensor) -> Tensor:
         """Return vector products over dimension 1; torch's own is four times slower here."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .dataset import CGDataset
 from .errors import InputError, ModelFileError, UntrustedModelError
 from .files import atomic_path, require_file
-from .pmf.core import PMF, build
+from .pmf.core import PMF, build, energy_and_forces
 from .topology import CGTopology
 
 if TYPE_CHECKING:  # lightning takes seconds to import, and loading a model needs none of it
@@ -332,16 +332,55 @@ class ModelFile:
         shell = ForceProgram(self.module(particles, copies), periodic, guarded, scaled)
         return torch.jit.script(shell.eval())
 
+    def for_molecule(self, molecule: "str | CGTopology") -> "ModelFile":
+        """Return the content for another molecule, its beads typed anew.
+
+        Args:
+            molecule: the name of one that the model was trained on, or any topology whose bead
+                types the model knows.
+
+        Raises:
+            InputError: if the model knows one molecule only, has none of this name, or lacks
+                parameters for a bead's type.
+        """
+        known = self.card.get("molecules", {})
+        if isinstance(molecule, str):
+            if molecule not in known:
+                raise InputError(
+                    f"model {self.name} has no molecule {molecule!r}; "
+                    + (f"it has {', '.join(known)}" if known else "it was trained on one only")
+                )
+            topology = CGTopology.from_json(json.dumps(known[molecule]["topology"]))
+        else:
+            topology = molecule
+        described = json.loads(topology.to_json())
+        trained = next((m for m in known.values() if m["topology"] == described), None)
+        training = {k: v for k, v in self.card["training"].items() if k != "ranges"}
+        card = {
+            **self.card,
+            "topology": described,
+            # What was mapped, and where its data lay, holds for that molecule only.
+            "mapping": trained["mapping"] if trained else {},
+            "training": training | ({"ranges": trained["ranges"]} if trained else {}),
+        }
+        pmf = self.rebuild().for_topology(topology)
+        card["architecture"] = pmf.architecture()
+        return ModelFile(self.name, _archive(pmf, card), card)
+
     def rebuild(self) -> PMF:
         """Return the PMF as an ordinary module again, from the card and the stored weights."""
         script = torch.jit.load(io.BytesIO(self.archive), map_location="cpu")
-        pmf = build(self.card["architecture"])
+        pmf = build(self.card["architecture"], getattr(script, "pmf", None))
         pmf.load_state_dict(script.pmf.state_dict())
         return pmf.eval()
 
 
 def save_model(
-    path: str | Path, model: "FitResult | PMF", dataset: CGDataset | None = None
+    path: str | Path,
+    model: "FitResult | PMF",
+    dataset: CGDataset | None = None,
+    *,
+    tabulate: bool = True,
 ) -> ModelFile:
     """Write a model file; an existing one is replaced only when the new one is complete.
 
@@ -349,6 +388,8 @@ def save_model(
         path: usually ``*.pt``.
         model: what `fit` returned, or a PMF with parameters from elsewhere.
         dataset: with a bare PMF: gives the topology, temperature and mapping.
+        tabulate: store functions of a single distance, where a network has some, as tables too,
+            and evaluate those: faster, and the card says what it changes.
 
     Raises:
         InputError: if a bare PMF comes without a dataset, TorchScript cannot compile the PMF, or
@@ -363,6 +404,7 @@ def save_model(
         training = {**model.metrics, "history": model.history}
     if dataset is None:
         raise InputError("a bare PMF has no topology; pass the dataset that it belongs to")
+    pmf, error = _tabulated(pmf, dataset) if tabulate else (pmf, None)
     card = {
         "schema_version": SCHEMA_VERSION,
         "package_version": __version__,
@@ -372,12 +414,33 @@ def save_model(
         "topology": json.loads(dataset.topology.to_json()),
         "mapping": dataset.mapping,
         "architecture": pmf.architecture(),
+        "largest_error_of_tables": error,
         "training": training,
         "data_sources": dataset.sources,
         "data_bias": dataset.bias,
     }
+    if molecules := getattr(model, "molecules", {}):
+        card["molecules"] = {name: _molecule(result) for name, result in molecules.items()}
+    archive = _archive(pmf, card)
+    with atomic_path(path) as partial:
+        partial.write_bytes(archive)
+    return ModelFile(Path(path).name, archive, json.loads(json.dumps(card)))
+
+
+def _molecule(result: "FitResult") -> dict[str, Any]:
+    """Return what a card says of one molecule of several."""
+    return {
+        "topology": json.loads(result.dataset.topology.to_json()),
+        "mapping": result.dataset.mapping,
+        "ranges": result.metrics["ranges"],
+    }
+
+
+def _archive(pmf: PMF, card: dict[str, Any]) -> bytes:
+    """Return the TorchScript archive of a PMF with its card."""
     text = json.dumps(card)
-    shell = ExportedModel(pmf.to("cpu").float().eval(), len(dataset.topology), text).eval()
+    beads = len(card["topology"]["bead_names"])
+    shell = ExportedModel(pmf.to("cpu").float().eval(), beads, text).eval()
     try:
         script = torch.jit.script(shell)
     except Exception as error:
@@ -387,9 +450,24 @@ def save_model(
         ) from error
     buffer = io.BytesIO()
     torch.jit.save(script, buffer, _extra_files={_CARD_ENTRY: text.encode()})
-    with atomic_path(path) as partial:
-        partial.write_bytes(buffer.getvalue())
-    return ModelFile(Path(path).name, buffer.getvalue(), json.loads(text))
+    return buffer.getvalue()
+
+
+def _tabulated(pmf: PMF, dataset: CGDataset) -> tuple[PMF, float | None]:
+    """Return a PMF with tables, and the largest error of its forces on frames, kJ/mol/nm."""
+    pmf = pmf.to("cpu").eval()
+    fast = pmf.tabulated()
+    if fast.architecture() == pmf.architecture():
+        return pmf, None
+    few = max(1, len(dataset) // 50)
+    positions = torch.as_tensor(dataset.positions[::few], dtype=torch.float32)
+    boxes = [None] * len(positions) if dataset.box is None else list(dataset.box[::few])
+    errors = []
+    for x, box in zip(positions.split(1), boxes, strict=True):
+        vectors = None if box is None else torch.as_tensor(box, dtype=torch.float32)
+        difference = energy_and_forces(fast, x, vectors)[1] - energy_and_forces(pmf, x, vectors)[1]
+        errors.append(float(difference.abs().max()))
+    return fast, max(errors)
 
 
 def read_model_file(path: str | Path, *, trust: bool = False) -> ModelFile:

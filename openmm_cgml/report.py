@@ -85,7 +85,8 @@ def write_report(
             "whose free energy is compared.",
         ),
     ]
-    if training.get("history"):
+    history = training.get("history") or [{}]
+    if "force_noise_floor" in training and "valid_rmse" in history[-1]:
         floor = float(training["force_noise_floor"])
         sections += [
             "<h2>Training</h2>",

@@ -141,21 +141,27 @@ class Model:
 
     def rebuild(self) -> PMF:
         """Return the PMF as an ordinary torch module, e.g. to train it further."""
-        return self.file.rebuild()
+        return self.file.rebuild().tabulated(0)
 
 
-def load_model(path: str | Path, *, trust: bool = False) -> Model:
+def load_model(
+    path: str | Path, molecule: str | CGTopology | None = None, *, trust: bool = False
+) -> Model:
     """Load a model file.
 
     Args:
         path: the file that `save_model` wrote.
+        molecule: with a transferable model, the name of a molecule that it was trained on, or the
+            topology of any other with bead types that it knows; None: the one in the file.
         trust: skip the check of what the file's program does; for your own files only.
 
     Raises:
         ModelFileError: if the file is damaged, not a model, or too new.
         UntrustedModelError: if its program does more than arithmetic.
+        InputError: if the model cannot serve that molecule.
     """
-    return Model(read_model_file(path, trust=trust))
+    file = read_model_file(path, trust=trust)
+    return Model(file if molecule is None else file.for_molecule(molecule))
 
 
 def save_system(path: str | Path, system: Any) -> None:

@@ -1,35 +1,41 @@
-"""Training on Lightning: `fit` takes a PMF and datasets, returns a `FitResult`."""
+"""Training on Lightning: `fit` takes a PMF and frames, returns a `FitResult`."""
 
-import hashlib
-import json
 import logging
+import os
 import signal
+import sys
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+import torch.distributed as dist
 
 import lightning
 import numpy as np
 from lightning.pytorch import callbacks
+from lightning.pytorch.strategies import DDPStrategy
 
 from .dataset import CGDataset
-from .errors import InputError
-from .extrapolation import CoordinateRanges
-from .files import atomic_path
+from .errors import InputError, first_line
 from .force_noise import ForceNoise, estimate_force_noise
-from .losses import LOSSES
-from .pmf.core import PMF, SumPMF, energy_and_forces
+from .losses import Objective, Terms, objective_of
+from .pmf.core import PMF, energy_and_forces
+from .training_data import BatchStream, Frames, Source, open_sources
+from .training_settings import Settings
+from .training_state import Checkpoints, Stopped, claim, seeded
+from .training_step import BEST, Training
 
 logger = logging.getLogger(__name__)
+
+# Of a validation file, so many frames tell the noise floor.
+_NOISE_FRAMES = 50_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,365 +43,418 @@ class FitResult:
     """A trained PMF and how it came about; what `save_model` writes.
 
     Attributes:
-        pmf: the PMF with the weights of the best validation loss, in eval mode.
-        dataset: the training data, for its topology, temperature and provenance.
-        history: one dict an epoch: ``epoch``, ``train_rmse``, ``valid_rmse`` (kJ/mol/nm),
+        pmf: the PMF with the weights of the best validation loss, in eval mode. Trained on
+            several molecules: that of the first.
+        dataset: training frames of that molecule, for topology, temperature and provenance; of a
+            file the first ones only.
+        history: one dict an epoch: ``epoch``, ``train_rmse``, ``valid_rmse`` (kJ/mol/nm), or
+            ``train_loss``, ``valid_loss`` (no unit) where the loss is no force residual,
             ``learning_rate``.
-        noise: residual, noise floor and model error on the validation frames.
+        noise: residual, noise floor and model error on the validation frames; None if those have
+            no forces.
         metrics: numbers and settings for the model's card.
+        molecules: name -> result of each molecule, which share their weights; empty for one.
     """
 
     pmf: PMF
     dataset: CGDataset
     history: list[dict[str, float]]
-    noise: ForceNoise
+    noise: ForceNoise | None
     metrics: dict[str, Any] = field(default_factory=dict)
+    molecules: dict[str, "FitResult"] = field(default_factory=dict)
 
 
 def fit(
     pmf: PMF,
-    train: CGDataset,
-    valid: CGDataset,
+    train: Frames,
+    valid: Frames,
     *,
-    loss: str = "force_matching",
+    loss: str | Objective = "force_matching",
     epochs: int = 60,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
+    schedule: str = "cosine",
+    gradient_clip: float | None = 1.0,
+    ema: float | None = None,
+    spectral_norm: float | None = None,
+    accumulate: int = 1,
+    precision: str = "32",
+    patience: int | None = None,
     seed: int = 0,
     directory: str | Path | None = None,
     resume: bool = True,
+    checkpoint_seconds: float = 300.0,
+    checkpoint_steps: int | None = None,
     accelerator: str = "auto",
     progress: bool | None = None,
 ) -> FitResult:
-    """Train a PMF on a dataset's forces.
+    """Train a PMF with Adam and keep its best epoch by validation loss.
 
-    Adam with a cosine schedule, gradients clipped to norm 1 of the scaled loss. The best epoch by
-    validation loss is kept. Terms without trainable parameters (priors) are evaluated once and
-    subtracted from the target, not once a step.
+    Terms without trainable parameters (priors) are evaluated once and subtracted from the target,
+    not once a step, where the loss is of forces at the data's own positions.
+
+    Started by torchrun, the processes share every batch (one a device, `directory` is needed);
+    batches, losses and weights are those of one process up to rounding.
 
     Args:
-        pmf: the PMF; its parameters are changed in place.
-        train: training frames, with forces.
+        pmf: the PMF; its parameters are changed in place. For several molecules its
+            ``for_topology(topology)`` returns that of each, with the same parameters.
+        train: training frames: a dataset, a collection of several molecules, or the path of a
+            file of either, which is read in blocks (for data larger than memory). Each batch is
+            of one molecule.
         valid: validation frames, from other stretches of the run (`CGDataset.split`).
-        loss: a name in `LOSSES`.
+        loss: a name in `LOSSES`, or an `Objective`.
         epochs: passes over the training frames.
-        batch_size: frames a step.
-        learning_rate: of the first epoch; it falls to 1 % of that.
-        seed: of the order of the frames; the same seed gives the same result.
-        directory: where checkpoints go: ``best.ckpt`` and ``last.ckpt``. None: a temporary one.
+        batch_size: frames a step, over all processes.
+        learning_rate: the highest.
+        schedule: ``"cosine"``: falls to 1 %; ``"warmup_cosine"``: rises over the first 5 % of the
+            steps before; ``"constant"``; ``"plateau"``: halves after 5 epochs that are not
+            better.
+        gradient_clip: largest norm of the gradient of the loss, which is of order one; None: any.
+        ema: decay of an average of the weights over steps, such as 0.999, which is validated and
+            kept instead of the weights; None: none.
+        spectral_norm: limit of the largest singular value of each weight matrix; None: none.
+        accumulate: batches whose gradients are summed up to one step.
+        precision: ``"32"``, or ``"bf16-mixed"``: matrix products of training steps in bfloat16.
+        patience: epochs that may pass without a better validation loss before training stops;
+            None: all are made.
+        seed: of the order of the frames and of all noise; the same seed gives the same result.
+        directory: where checkpoints go: ``best.ckpt`` and ``last.ckpt``, besides ``history.csv``
+            and, if TensorBoard is installed, its logs. None: a temporary one.
         resume: continue from ``directory/last.ckpt`` if it is there; it must be of the same
-            training (data, PMF and settings).
+            training (data, PMF and settings). The result is that of a run that never stopped.
+        checkpoint_seconds: between checkpoints within an epoch. SIGINT and SIGTERM write one at
+            once.
+        checkpoint_steps: instead, optimiser steps between them.
         accelerator: as in lightning.Trainer: ``"auto"``, ``"cpu"``, ``"gpu"``.
         progress: show a progress bar; None: if the output is a terminal.
 
     Raises:
-        InputError: if forces are missing, datasets or PMF do not fit each other, the directory
-            holds another training's checkpoints, or the loss stops being finite.
+        InputError: if forces are missing, frames or PMF do not fit each other, a setting makes no
+            sense, the directory holds another training's checkpoints, or the loss stops being
+            finite.
     """
-    objective = LOSSES[loss]
-    for name, dataset in (("training", train), ("validation", valid)):
-        if dataset.forces is None:
-            raise InputError(
-                f"the {name} dataset has no forces, which {loss} needs; map the trajectory with "
-                "its forces"
-            )
-        # At other temperatures forces have other means, and this loss knows no weights.
-        if dataset.mapping.get("reference", {}).get("remd_all_rungs"):
-            raise InputError(
-                f"the {name} dataset holds frames of several temperatures, which {loss} may not "
-                "mix; run the replica exchange without all_rungs (--all-rungs)"
-            )
-    if train.topology != valid.topology:
-        raise InputError("training and validation datasets have different beads; split one")
-    if epochs < 1 or batch_size < 1:
-        raise InputError(f"epochs is {epochs}, batch_size {batch_size}; both must be at least 1")
-    fixed, trainable = _split_terms(pmf)
-    train_frames, valid_frames = _Frames.of(train, fixed), _Frames.of(valid, fixed)
-    module = _Training(trainable, objective, train_frames.rms(), learning_rate, epochs)
+    settings = Settings(
+        epochs, batch_size, learning_rate, seed, schedule, gradient_clip, ema, spectral_norm,
+        accumulate, precision, patience,
+    )  # fmt: skip
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
+    rank, ranks = _join_processes(accelerator, directory)
+    work = prepare(pmf, train, valid, loss, settings, rank, ranks)
+    with tempfile.TemporaryDirectory() as scratch, seeded(seed + rank):
         folder = Path(directory) if directory is not None else Path(scratch)
-        _claim(
-            folder,
-            {
-                "training data": _digest(train),
-                "validation data": _digest(valid),
-                "PMF": pmf.architecture(),
-                "loss": loss,
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "learning_rate": learning_rate,
-                "seed": seed,
-            },
-            resume,
+        module = work.module(folder)
+        checkpoint = _claimed(folder, work.record(pmf), resume, rank, ranks)
+        saving = Checkpoints(
+            folder, checkpoint_seconds, checkpoint_steps, watch=directory is not None
         )
-        _run(module, train_frames, valid_frames, folder, epochs, batch_size, seed, resume,
-             accelerator, progress)  # fmt: skip
-        best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+        _run(module, work.stream, checkpoint, saving, accelerator, progress)
+        best = torch.load(folder / BEST, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
-    pmf.to("cpu").eval()
-    residuals = valid_frames.residuals(trainable.to("cpu"))
-    noise = estimate_force_noise(np.asarray(valid.positions, dtype=np.float64), residuals)
-    logger.info(
-        "force RMSE %.1f kJ/mol/nm, of which noise that no model removes about %.1f",
-        noise.residual,
-        noise.floor,
-    )
-    return FitResult(
-        pmf=pmf,
-        dataset=train,
-        history=module.history,
-        noise=noise,
-        metrics={
-            "loss": loss,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "train_frames": len(train),
-            "valid_frames": len(valid),
-            "train_seconds": time.perf_counter() - started,
-            "force_rmse": noise.residual,
-            "force_noise_floor": noise.floor,
-            "force_noise_floor_error": noise.floor_error,
-            "force_model_error": noise.model_error,
-            "ranges": CoordinateRanges.of(train).to_dict(),
-        },
-    )
-
-
-def _claim(folder: Path, training: dict[str, Any], resume: bool) -> None:
-    """Write down which training a folder's checkpoints belong to, or refuse another's.
-
-    A checkpoint alone would be taken for any training whose weights have the same shapes.
-    """
-    record = folder / "training.json"
-    text = json.dumps(training, indent=1)
-    if resume and (folder / "last.ckpt").exists():
-        found = json.loads(record.read_text()) if record.exists() else {}
-        differing = [k for k, v in json.loads(text).items() if found.get(k) != v]
-        if differing:
-            raise InputError(
-                f"{folder} holds checkpoints of another training (other {', '.join(differing)}); "
-                "give another folder, or delete them"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in ("last.ckpt", "best.ckpt"):
-        (folder / old).unlink(missing_ok=True)
-    with atomic_path(record) as partial:
-        partial.write_text(text)
-
-
-def _digest(dataset: CGDataset) -> str:
-    """Return a hash of what training sees of a dataset."""
-    digest = hashlib.sha256(dataset.topology.to_json().encode())
-    for values in (dataset.positions, dataset.forces, dataset.box):
-        if values is not None:
-            digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
-
-
-def _split_terms(pmf: PMF) -> tuple[PMF | None, PMF]:
-    """Separate the terms without trainable parameters from the rest."""
-    terms = list(pmf.terms) if isinstance(pmf, SumPMF) else [pmf]
-    moving = [t for t in terms if any(p.requires_grad for p in t.parameters())]
-    still = [t for t in terms if not any(t is m for m in moving)]
-    if not moving:
-        raise InputError("the PMF has no trainable parameters; add a network to its terms")
-    return (SumPMF(*still) if still else None), SumPMF(*moving)
+    for terms in work.molecules:
+        terms.to("cpu").eval()
+        terms.pmf.to("cpu").eval()
+    metrics = {
+        **settings.to_dict(),
+        "loss": work.objective.describe()["name"],
+        "objective": work.objective.describe(),
+        "train_frames": sum(len(s) for s in work.train),
+        "valid_frames": sum(len(s) for s in work.valid),
+        "train_seconds": time.perf_counter() - started,
+    }
+    return _results(work, module.history, metrics)
 
 
 @dataclass(frozen=True, eq=False)
-class _Frames(Dataset):
-    """Tensors of a dataset; the target is the force that the fixed terms leave."""
+class Work:
+    """All that a training needs, checked and fitted to each other.
 
-    positions: Tensor
-    target: Tensor
-    box: Tensor | None
-
-    @classmethod
-    def of(cls, dataset: CGDataset, fixed: PMF | None) -> "_Frames":
-        positions = torch.as_tensor(dataset.positions, dtype=torch.float32)
-        target = torch.as_tensor(dataset.forces, dtype=torch.float32)
-        box = dataset.constant_box()
-        vectors = None if box is None else torch.as_tensor(box, dtype=torch.float32)
-        frames = cls(positions, target, vectors)
-        if fixed is None:
-            return frames
-        return replace(frames, target=target - frames.forces(fixed))
-
-    def forces(self, pmf: nn.Module, chunk: int = 4096) -> Tensor:
-        parts = self.positions.split(chunk)
-        return torch.cat([energy_and_forces(pmf, p, self.box)[1] for p in parts])
-
-    def residuals(self, pmf: nn.Module) -> np.ndarray:
-        return (self.target - self.forces(pmf)).double().numpy()
-
-    def rms(self) -> float:
-        return float(self.target.double().square().mean().sqrt())
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, frames: list[int]) -> tuple[Tensor, Tensor]:
-        return self.positions[frames], self.target[frames]
-
-
-class _ShuffledBatches(Sampler):
-    """Batches of frame indices in an order that depends on seed and epoch only.
-
-    So a run that resumes at an epoch sees the batches that it would have seen uninterrupted.
+    Attributes:
+        train, valid: the frames of each molecule.
+        molecules: the PMF of each.
+        objective: prepared.
+        settings: of the training.
+        stream: the training batches.
     """
 
-    def __init__(self, frames: int, batch_size: int, seed: int) -> None:
-        self.frames, self.batch_size, self.seed, self.epoch = frames, batch_size, seed, 0
+    train: list[Source]
+    valid: list[Source]
+    molecules: list[Terms]
+    objective: Objective
+    settings: Settings
+    stream: BatchStream
 
-    def set_epoch(self, epoch: int) -> None:  # called by Lightning
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return max(1, self.frames // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(self.frames)
-        for batch in range(len(self)):  # the rest of the frames comes in other epochs
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
-
-
-class _Training(lightning.LightningModule):
-    """One optimiser step and one validation step; scales, schedule and history."""
-
-    def __init__(
-        self, pmf: PMF, objective: Any, scale: float, learning_rate: float, epochs: int
-    ) -> None:
-        super().__init__()
-        self.pmf = pmf
-        self.objective = objective
-        self.scale = scale  # kJ/mol/nm; losses of order one suit Adam and clipping
-        self.learning_rate = learning_rate
-        self.epochs = epochs
-        self.box: Tensor | None = None
-        self.history: list[dict[str, float]] = []
-
-    def _loss(self, batch: Any, differentiable: bool) -> Tensor:
-        positions, target = batch
-        box = None if self.box is None else self.box.to(positions)
-        forces = energy_and_forces(self.pmf, positions, box, differentiable=differentiable)[1]
-        return self.objective(forces / self.scale, target / self.scale, None)
-
-    def training_step(self, batch: Any, _: int) -> Tensor:
-        loss = self._loss(batch, differentiable=True)
-        self.log("train", loss.detach(), on_step=False, on_epoch=True, batch_size=1)
-        return loss
-
-    def on_validation_epoch_start(self) -> None:
-        self._sum, self._frames = 0.0, 0
-
-    def validation_step(self, batch: Any, _: int) -> None:
-        self._sum += float(self._loss(batch, differentiable=False)) * len(batch[0])
-        self._frames += len(batch[0])
-
-    def on_validation_epoch_end(self) -> None:
-        mean = self._sum / self._frames
-        self.log("valid", mean)
-        self.log("valid_rmse", mean**0.5 * self.scale, prog_bar=True)
-
-    def on_train_epoch_end(self) -> None:
-        values = self.trainer.callback_metrics
-        record = {
-            "epoch": float(self.current_epoch),
-            "train_rmse": float(values["train"]) ** 0.5 * self.scale,
-            "valid_rmse": float(values["valid"]) ** 0.5 * self.scale,
-            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
-        }
-        self.history.append(record)
-        if not np.isfinite(record["train_rmse"]):
-            raise InputError(
-                f"the loss is not finite in epoch {self.current_epoch}; lower the learning rate "
-                "or look for wrong forces in the dataset"
-            )
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.pmf.parameters(), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, steps, eta_min=0.01 * self.learning_rate
+    def module(self, folder: Path) -> Training:
+        """Return what Lightning trains."""
+        return Training(
+            self.molecules, self.objective, self.settings, self.valid, len(self.stream), folder
         )
+
+    def record(self, pmf: PMF) -> dict[str, Any]:
+        """Return what makes this training this one; seeds of initial weights apart."""
         return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "training data": [s.summary.digest for s in self.train],
+            "validation data": [s.summary.digest for s in self.valid],
+            "PMF": pmf.architecture(),
+            "loss": self.objective.describe(),
+            **self.settings.to_dict(),
+            "processes": self.stream.ranks,
         }
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = list(checkpoint["history"])
+def prepare(
+    pmf: PMF,
+    train: Frames,
+    valid: Frames,
+    loss: str | Objective,
+    settings: Settings,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Work:
+    """Check what `fit` is given and return it ready for training; arguments as there.
+
+    Raises:
+        InputError: as `fit`.
+    """
+    objective = objective_of(loss)
+    name = objective.describe()["name"]
+    if not objective.comparable and (settings.patience or settings.schedule == "plateau"):
+        raise InputError(
+            f"values of {name} in different epochs cannot be compared; leave out patience and "
+            'the schedule "plateau"'
+        )
+    sources = {"training": open_sources(train), "validation": open_sources(valid)}
+    for which, several in sources.items():
+        for source in several:
+            _check(source, which, objective, name)
+    training, validation = sources["training"], sources["validation"]
+    topologies = [[(s.name, s.dataset.topology) for s in several] for several in sources.values()]
+    if topologies[0] != topologies[1]:
+        raise InputError("training and validation datasets have different beads; split one")
+    molecules = _molecules(pmf, training)
+    if objective.at_data:
+        for source in (*training, *validation):
+            source.attach(molecules[source.molecule])
+    sample = ((molecules[s.molecule], batch) for s in training for batch in s.sample())
+    stream = BatchStream(training, settings.batch_size, settings.seed, rank, ranks)
+    return Work(training, validation, molecules, objective.prepared(sample), settings, stream)
+
+
+def _check(source: Source, which: str, objective: Objective, name: str) -> None:
+    """Refuse frames that an objective cannot learn from."""
+    which = f"the {which} dataset" + f" of molecule {source.name}" * bool(source.name)
+    mapping = source.dataset.mapping
+    if objective.needs_forces and not source.summary.forces:
+        raise InputError(
+            f"{which} has no forces, which {name} needs; map the trajectory with its forces"
+        )
+    if objective.uses_weights and source.summary.weight == 0:
+        raise InputError(f"all frames of {which} have weight zero, and {name} counts by weights")
+    # At other temperatures forces have other means, and distributions are others.
+    if mapping.get("reference", {}).get("remd_all_rungs"):
+        raise InputError(
+            f"{which} holds frames of several temperatures, which {name} may not "
+            "mix; run the replica exchange without all_rungs (--all-rungs)"
+        )
+    if "denoising" in _names(objective) and "noise" in mapping:
+        raise InputError(
+            f"{which} was mapped with noise, and denoising would add more; train it by force "
+            "matching, or map without noise"
+        )
+
+
+def _names(objective: Objective) -> set[str]:
+    described = objective.describe()
+    return {described["name"], *(part["name"] for part in described.get("parts", []))}
+
+
+def _molecules(pmf: PMF, sources: list[Source]) -> list[Terms]:
+    """Return the PMF of each molecule, split into its terms."""
+    if len(sources) == 1 and not sources[0].name:
+        return [Terms(pmf)]
+    return [Terms(pmf.for_topology(source.dataset.topology)) for source in sources]
+
+
+def _join_processes(accelerator: str, directory: Any) -> tuple[int, int]:
+    """Return rank and number of the processes that torchrun started, joined to a group."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return 0, 1
+    if directory is None:
+        raise InputError(
+            f"{size} processes share this training; give a directory that all of them see"
+        )
+    if not dist.is_initialized():
+        missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+        if missing:
+            raise InputError(
+                f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start with torchrun"
+            )
+        on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _claimed(
+    folder: Path, record: dict[str, Any], resume: bool, rank: int, ranks: int
+) -> Path | None:
+    """Let the first process claim the folder, and all know what it found."""
+    if ranks == 1:
+        return claim(folder, record, resume)
+    found: list[Any] = [None]
+    if rank == 0:
+        try:
+            found = [claim(folder, record, resume)]
+        except InputError as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], InputError):
+        raise found[0]
+    return found[0]
 
 
 def _run(
-    module: _Training,
-    train: _Frames,
-    valid: _Frames,
-    folder: Path,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    resume: bool,
+    module: Training,
+    stream: BatchStream,
+    checkpoint: Path | None,
+    saving: Checkpoints,
     accelerator: str,
     progress: bool | None,
 ) -> None:
-    """Let Lightning train, with checkpoints of the best and the last epoch in `folder`."""
-    import sys
-
-    module.box = train.box
-    show = sys.stderr.isatty() if progress is None else progress
-    # "last" is saved after the validation of every epoch, so history and weights agree in it.
-    keep_best = callbacks.ModelCheckpoint(
-        dirpath=folder, filename="best", monitor="valid", enable_version_counter=False,
-        save_weights_only=True,
-    )  # fmt: skip
-    keep_last = callbacks.ModelCheckpoint(
-        dirpath=folder, filename="last", enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )  # fmt: skip
-    bars = [callbacks.RichProgressBar(leave=False)] if show else []
-    last = folder / "last.ckpt"
-    checkpoint = str(last) if resume and last.exists() else None
-    train_loader: DataLoader = DataLoader(
-        train, sampler=_ShuffledBatches(len(train), batch_size, seed), batch_size=None
-    )
-    chunks = [c.tolist() for c in np.array_split(np.arange(len(valid)), -(-len(valid) // 4096))]
-    valid_loader: DataLoader = DataLoader(valid, sampler=chunks, batch_size=None)
-    quiet = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
-    levels = {name: logging.getLogger(name).level for name in quiet}
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    with warnings.catch_warnings():
+    """Let Lightning train."""
+    if checkpoint is not None:
+        state = _read(checkpoint)  # before Lightning, which would unpickle anything
+        if state["training"]["finished"]:
+            module.on_load_checkpoint(state)
+            return
+    settings = module.settings
+    show = stream.rank == 0 and (sys.stderr.isatty() if progress is None else progress)
+    with _quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
-        for name in quiet:
-            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             trainer = lightning.Trainer(
-                max_epochs=epochs,
+                max_epochs=settings.epochs,
                 accelerator=accelerator,
-                devices=1,
-                logger=False,
-                callbacks=[keep_best, keep_last, *bars],
+                **_devices(stream.ranks),
+                precision=settings.precision,  # type: ignore[arg-type]
+                logger=_loggers(module.folder),
+                callbacks=[saving, *([callbacks.RichProgressBar(leave=False)] if show else [])],
+                enable_checkpointing=True,
                 enable_progress_bar=show,
                 enable_model_summary=False,
-                gradient_clip_val=1.0,
-                inference_mode=False,  # forces are gradients, in validation too
-                num_sanity_val_steps=0,
+                accumulate_grad_batches=settings.accumulate,
+                gradient_clip_val=settings.gradient_clip,
+                limit_val_batches=0,  # the module validates
+                use_distributed_sampler=False,
             )
-            trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint)
+            trainer.fit(module, stream, ckpt_path=checkpoint)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C; it ignores further ones too
             logger.warning("training stopped; with checkpoints in a folder it can be continued")
             raise KeyboardInterrupt from stop
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, on_interrupt)
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+        except Stopped as stop:
+            logger.warning("training stopped; the same call goes on from %s", module.folder)
+            if stop.number == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + stop.number) from None
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"checkpoint {checkpoint} is damaged or of another version ({first_line(error)}); "
+            "delete it to start again"
+        ) from error
+
+
+def _devices(ranks: int) -> dict[str, Any]:
+    """Return the Trainer's arguments for one process, or for torchrun's."""
+    if ranks == 1:
+        return {"devices": 1}
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks)))
+    # Constants of energies have no gradient by forces; buffers are the same everywhere.
+    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    return {"devices": local, "num_nodes": ranks // local, "strategy": strategy}
+
+
+def _loggers(folder: Path) -> Any:
+    """Return TensorBoard's logger if it is installed; ``history.csv`` is written without one."""
+    try:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(folder, name="tensorboard", version="")
+    except ModuleNotFoundError:
+        return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning from announcing itself, and put the signals' handlers back."""
+    names = [
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    ]
+    levels = {name: logging.getLogger(name).level for name in names}
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _results(work: Work, history: list[dict[str, float]], metrics: dict[str, Any]) -> FitResult:
+    results = {}
+    for train, valid, terms in zip(work.train, work.valid, work.molecules, strict=True):
+        noise = _noise(valid, terms.pmf) if valid.summary.forces else None
+        found: dict[str, Any] = {"ranges": train.summary.ranges.to_dict()}
+        if noise is not None:
+            logger.info(
+                "%sforce RMSE %.1f kJ/mol/nm, of which noise that no model removes about %.1f",
+                train.label,
+                noise.residual,
+                noise.floor,
+            )
+            found |= noise_metrics(noise)
+        results[train.name] = FitResult(
+            terms.pmf, train.dataset, history, noise, {**metrics, **found}
+        )
+    first = next(iter(results.values()))
+    return first if list(results) == [""] else replace(first, molecules=results)
+
+
+def force_noise(pmf: PMF, valid: CGDataset) -> ForceNoise:
+    """Return residual, noise floor and model error of a PMF on frames it was not trained on."""
+    return _noise(open_sources(valid)[0], pmf)
+
+
+def noise_metrics(noise: ForceNoise) -> dict[str, float]:
+    """Return a force noise by its names in a model's card."""
+    return {
+        "force_rmse": noise.residual,
+        "force_noise_floor": noise.floor,
+        "force_noise_floor_error": noise.floor_error,
+        "force_model_error": noise.model_error,
+    }
+
+
+def _noise(source: Source, pmf: PMF) -> ForceNoise:
+    stride = -(-len(source) // _NOISE_FRAMES)
+    positions, residuals, seen = [], [], 0
+    for chunk in source.chunks(4096):
+        assert chunk.forces is not None
+        part = slice(-seen % stride, None, stride)
+        seen += len(chunk)
+        x = chunk.positions[part]
+        left = chunk.forces[part] - energy_and_forces(pmf, x, chunk.box)[1]
+        positions.append(x.double().numpy())
+        residuals.append(left.double().numpy())
+    return estimate_force_noise(np.concatenate(positions), np.concatenate(residuals))

@@ -169,7 +169,8 @@ def test_links_lead_somewhere(page):
 def test_tables_are_documented():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     theory = (ROOT / "docs" / "force_matching.md").read_text(encoding="utf-8")
-    for table, text in ((BACKENDS, readme), (cgml.FORCE_MAPS, theory), (cgml.PMFS, theory)):
+    networks = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+    for table, text in ((BACKENDS, readme), (cgml.FORCE_MAPS, theory), (cgml.PMFS, networks)):
         for name in table:
             assert f"`{name}`" in text, f"{table.kind} {name}"
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Data flows down: a module imports from the lines above its own and from files left of it.
 LEVELS = [
-    "version errors units registry geometry files",
+    "version errors units registry geometry neighbours files",
     "topology periodic dcd whole_files formats trajectory",
     "mapping/",
     (
@@ -28,12 +28,18 @@ LEVELS = [
         "convert mapped reference/"
     ),
     "pmf/ flow/",
-    "losses extrapolation train",
+    (
+        "losses relative_entropy extrapolation training_data training_settings training_weights "
+        "training_step training_state train ensemble training_plan"
+    ),
     "model_file",
-    "native/ torchforce force system plugin",
+    "native/ native_prior torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd",
     "analysis benchmark export backmap entropy plot map_picture report",
-    "doctor quickstart command_options command_map command_data command_reference cli __main__",
+    (
+        "doctor quickstart command_options command_map command_data command_reference "
+        "command_train cli __main__"
+    ),
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.
 FAMILIES = {
@@ -42,7 +48,10 @@ FAMILIES = {
         "rotation noise"
     ),
     "reference": "setup variables bias machine recorder methods session run reporter",
-    "pmf": "core prior layers cgnet schnet painn external",
+    "pmf": (
+        "core prior_terms prior_indices prior_rows prior_table prior_fit prior layers cgnet "
+        "radial message short_range schnet painn foreign external ensemble"
+    ),
     "flow": "core internal coupling matching fiber",
     "native": "cache library package force ahead",
 }
@@ -82,7 +91,7 @@ PLACES = places()
 
 
 def may_use_torch(name: str) -> bool:
-    return name == "geometry" or 4 <= PLACES[name].level <= 8
+    return name in ("geometry", "neighbours") or 4 <= PLACES[name].level <= 8
 
 
 def may_use_openmm(name: str) -> bool:

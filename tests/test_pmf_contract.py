@@ -103,7 +103,8 @@ def test_gradient_reaches_every_parameter(name, dataset, positions) -> None:
 
 def test_indices_are_buffers_so_that_the_graph_has_no_device(pmf) -> None:
     graph = str(torch.jit.script(pmf.float()).inlined_graph)
-    assert "device=" not in graph and "Device =" not in graph
+    # A device may be asked of a tensor, but none may be written down.
+    assert "device=" not in graph and "Device = prim::Constant" not in graph
 
 
 @pytest.mark.parametrize("name", list(cgml.PMFS))

@@ -9,6 +9,7 @@ import pytest
 
 import openmm_cgml as cgml
 from openmm_cgml.pmf.core import energy_and_forces
+from openmm_cgml.training_step import Training
 from openmm_cgml.units import thermal_energy
 
 
@@ -53,11 +54,9 @@ class Stop(Exception):
 
 def test_a_stopped_training_resumes_to_the_same_weights(parts, tmp_path, monkeypatch) -> None:
     """Killed in its third epoch of four, then continued: bit-identical to uninterrupted."""
-    from openmm_cgml import train
-
     settings = {"epochs": 4, "batch_size": 64, "seed": 3}
     whole = cgml.fit(small(parts[0]), *parts, **settings)
-    original = train._Training.training_step
+    original = Training.training_step
 
     def dies(self, batch, index):
         if self.current_epoch == 2 and index == 3:
@@ -65,7 +64,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(parts, tmp_path, monkeyp
         return original(self, batch, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Training, "training_step", dies)
+        patch.setattr(Training, "training_step", dies)
         with pytest.raises(Stop):
             cgml.fit(small(parts[0]), *parts, **settings, directory=tmp_path)
     assert (tmp_path / "last.ckpt").exists()
@@ -95,13 +94,11 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_the_handler_is_put_back(
 ) -> None:
     import signal
 
-    from openmm_cgml import train
-
     def interrupted(self, batch, index):
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(train._Training, "training_step", interrupted)
+    monkeypatch.setattr(Training, "training_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cgml.fit(small(parts[0]), *parts, epochs=2, directory=tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
@@ -126,7 +123,7 @@ def test_an_exact_pmf_is_learned_within_the_noise() -> None:
     dataset = cgml.CGDataset(positions, topology, 300.0, forces=noisy)
     train, valid = dataset.split(0.9)
     pmf = cgml.PMFS["cgnet"](train, width=32, depth=2)
-    result = cgml.fit(pmf, train, valid, epochs=30, batch_size=64)
+    result = cgml.fit(pmf, train, valid, epochs=15, batch_size=64)
     learned = energy_and_forces(result.pmf, torch.tensor(valid.positions).float())[1].numpy()
     held_out = np.concatenate([np.arange(k * 600 + 540, (k + 1) * 600) for k in range(10)])
     error = np.sqrt(((learned - exact[held_out]) ** 2).mean())

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 MOST_COPIES = 256
 
 # Sources of what is compiled: the model file holds weights and names of classes.
-_SOURCES = ("geometry.py", "pmf", "native/package.py")
+_SOURCES = ("geometry.py", "neighbours.py", "pmf", "native/package.py")
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,10 @@ def _export_model(model: ModelFile, question: dict[str, Any]) -> Any:
     """Return the exported program of a model's energies and forces."""
     device, one = question["device"], question["shape"] == "one copy"
     pmf = model.rebuild().requires_grad_(False).to(device)
+    if any(isinstance(part, torch.jit.ScriptModule) for part in pmf.modules()):
+        raise InputError("it holds a TorchScript program, which the compiler cannot look into")
+    if any(not getattr(part, "dense", True) for part in pmf.modules()):
+        raise InputError("it searches for neighbours, whose number changes from step to step")
     for tensor in (*pmf.parameters(), *pmf.buffers()):
         # As the force hands them over; other strides would be compiled in.
         tensor.data = tensor.data.contiguous()

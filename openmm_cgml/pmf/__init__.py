@@ -6,4 +6,11 @@ normalisation come from the dataset.
 
 from ..registry import Registry
 
-PMFS = Registry("PMF", {"cgnet": "openmm_cgml.pmf.cgnet:cgnet"})
+PMFS = Registry(
+    "PMF",
+    {
+        "cgnet": "openmm_cgml.pmf.cgnet:cgnet",
+        "schnet": "openmm_cgml.pmf.schnet:schnet",
+        "painn": "openmm_cgml.pmf.painn:painn",
+    },
+)

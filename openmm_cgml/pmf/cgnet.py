@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import geometry
 from ..dataset import CGDataset
+from ..errors import InputError
 from ..topology import bonded_angles, bonded_torsions
 from ..units import thermal_energy
 from .core import InternalPMF
@@ -101,6 +102,11 @@ def cgnet(dataset: CGDataset, *, width: int = 128, depth: int = 4, seed: int = 0
         depth: hidden layers.
         seed: of the initial weights; the global random state is left as it was.
     """
+    if not isinstance(dataset, CGDataset):
+        raise InputError(
+            f"cgnet knows one molecule only, not a {type(dataset).__name__}; take one of its "
+            "datasets, or schnet or painn for all"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = CGNet(

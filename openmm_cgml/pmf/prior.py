@@ -1,249 +1,293 @@
 """Priors: simple physics that keeps a network's molecule whole where it has seen no data.
 
 Each is fitted to the equilibrium distribution of one internal coordinate, Jacobian included, and
-is smooth wherever no two beads coincide.
+is smooth wherever no two beads coincide. docs/priors.md has the formulas.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 import numpy as np
 
-from .. import geometry
+from ..collection import DatasetCollection
 from ..dataset import CGDataset
 from ..errors import InputError
-from ..topology import bond_separations, bonded_angles
 from ..units import thermal_energy
-from .core import InternalPMF, SumPMF
+from .core import SumPMF
+from .prior_fit import fit_torsion, moments, pooled_moments, torsion_sample
+from .prior_indices import term_indices, types_of
+from .prior_rows import AngleRow, BondRow, Charges, ImproperRow, RepulsionRow, TorsionRow
+from .prior_table import PriorTable, TypedPrior, make_term, read_prior_table
+from .prior_terms import (
+    Electrostatics,
+    FourierTorsions,
+    HarmonicAngles,
+    HarmonicBonds,
+    Impropers,
+    PriorTerm,
+    Repulsion,
+    coordinates_of,
+)
+
+__all__ = [
+    "AngleRow",
+    "BondRow",
+    "Charges",
+    "Electrostatics",
+    "FourierTorsions",
+    "HarmonicAngles",
+    "HarmonicBonds",
+    "ImproperRow",
+    "Impropers",
+    "PriorTable",
+    "PriorTerm",
+    "Repulsion",
+    "RepulsionRow",
+    "TorsionRow",
+    "TypedPrior",
+    "fit_prior",
+    "fit_prior_table",
+    "read_prior_table",
+]
+
+#: What is fitted unless told otherwise.
+DEFAULT_TERMS = ("bonds", "angles", "repulsion")
+
+#: Harmonics of a torsion, unless told otherwise.
+DEFAULT_ORDERS = 3
+
+#: The distance below which this share of the frames lies is the radius of a repulsion.
+CLOSEST_SHARE = 1e-3
+
+#: Coordinates evaluated at a time, to bound the memory.
+_BLOCK = 2_000_000
+
+_Types = tuple[str, ...]
 
 
-class _FittedTerms(InternalPMF):
-    """Energy terms with one row of indices and parameters each; parameters are buffers."""
+class _Fit(NamedTuple):
+    """How a kind of term is fitted: samples are summarised, summaries pooled into a row.
 
-    indices: Tensor
-
-    def __init__(self, indices: Sequence[Sequence[int]], width: int) -> None:
-        super().__init__()
-        self.register_buffer("indices", geometry.index_buffer(indices, width))
-        self.coordinates = (
-            geometry.InternalCoordinates(pairs=indices)
-            if width == 2
-            else geometry.InternalCoordinates(angles=indices)
-        )
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the indices and the parameters as tables."""
-        return {name: value.tolist() for name, value in self.named_buffers(recurse=False)}
-
-
-class HarmonicBonds(_FittedTerms):
-    """Sum of k/2 (d - d0)^2 over pairs.
-
-    Args:
-        indices: (terms, 2) bead indices.
-        stiffness: k, kJ/mol/nm^2, one a term.
-        length: d0, nm, one a term.
+    Attributes:
+        width: beads of a term.
+        summary: (coordinate, weights, orders) to a summary; the coordinate is (1, frames), or
+            (2, frames) for damped sines and cosines.
+        row: (types, summaries, kT) to a row of a `PriorTable`.
     """
 
-    stiffness: Tensor
-    length: Tensor
-
-    def __init__(
-        self,
-        indices: Sequence[Sequence[int]],
-        stiffness: Sequence[float],
-        length: Sequence[float],
-    ) -> None:
-        super().__init__(indices, 2)
-        self.register_buffer("stiffness", torch.tensor(stiffness, dtype=torch.float32))
-        self.register_buffer("length", torch.tensor(length, dtype=torch.float32))
-
-    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
-        """Return energies (copies,), kJ/mol."""
-        stretch = geometry.distances(positions, self.indices, box_vectors) - self.length
-        return (0.5 * self.stiffness * stretch.square()).sum(-1)
-
-    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return energies (copies,), kJ/mol, and (terms, copies), kJ/mol/nm."""
-        return _harmonic(values, self.stiffness, self.length)
+    width: int
+    summary: Callable[[np.ndarray, np.ndarray, int], Any]
+    row: Callable[[_Types, Sequence[Any], float], Any]
 
 
-class HarmonicAngles(_FittedTerms):
-    """Sum of k/2 (cos a - c0)^2 over triples: smooth also where three beads are in line.
-
-    Args:
-        indices: (terms, 3) bead indices, the middle one at the angle's tip.
-        stiffness: k, kJ/mol, one a term.
-        cosine: c0, one a term.
-    """
-
-    stiffness: Tensor
-    cosine: Tensor
-
-    def __init__(
-        self,
-        indices: Sequence[Sequence[int]],
-        stiffness: Sequence[float],
-        cosine: Sequence[float],
-    ) -> None:
-        super().__init__(indices, 3)
-        self.register_buffer("stiffness", torch.tensor(stiffness, dtype=torch.float32))
-        self.register_buffer("cosine", torch.tensor(cosine, dtype=torch.float32))
-
-    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
-        """Return energies (copies,), kJ/mol."""
-        cosines = geometry.cosine_angles(
-            geometry.displacements(positions, self.indices[:, 0:2], box_vectors),
-            geometry.displacements(positions, self.indices[:, 1:3], box_vectors),
-        )
-        return (0.5 * self.stiffness * (cosines - self.cosine).square()).sum(-1)
-
-    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return energies (copies,) and (terms, copies), kJ/mol."""
-        return _harmonic(values, self.stiffness, self.cosine)
+def _bond_row(types: _Types, parts: Sequence[Any], kt: float) -> BondRow:
+    pooled = pooled_moments(parts)
+    return BondRow(types, length=pooled.mean, stiffness=kt / pooled.floored_variance)
 
 
-class Repulsion(_FittedTerms):
-    """Sum of strength (radius / d)^12 over pairs.
-
-    Args:
-        indices: (terms, 2) bead indices.
-        strength: kJ/mol, one a term: the energy at d = radius.
-        radius: nm, one a term.
-    """
-
-    strength: Tensor
-    radius: Tensor
-
-    def __init__(
-        self,
-        indices: Sequence[Sequence[int]],
-        strength: Sequence[float],
-        radius: Sequence[float],
-    ) -> None:
-        super().__init__(indices, 2)
-        self.register_buffer("strength", torch.tensor(strength, dtype=torch.float32))
-        self.register_buffer("radius", torch.tensor(radius, dtype=torch.float32))
-
-    def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Tensor:
-        """Return energies (copies,), kJ/mol."""
-        steps = geometry.displacements(positions, self.indices, box_vectors)
-        # Through the squared distance: no square root, no infinite gradient of one.
-        inverse_cube = (self.radius.square() / steps.square().sum(-1)).pow(3)
-        return (self.strength * inverse_cube.square()).sum(-1)
-
-    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return energies (copies,), kJ/mol, and (terms, copies), kJ/mol/nm."""
-        strength = self.strength.unsqueeze(1)
-        power = (self.radius.unsqueeze(1) / values).pow_(3)
-        power.mul_(power)
-        power.mul_(power)
-        return (power * strength).sum(0), power.mul_(-12 * strength).div_(values)
+def _angle_row(types: _Types, parts: Sequence[Any], kt: float) -> AngleRow:
+    pooled = pooled_moments(parts)
+    return AngleRow(types, cosine=pooled.mean, stiffness=kt / pooled.floored_variance)
 
 
-def _harmonic(values: Tensor, stiffness: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum (copies,) and the gradient (terms, copies) of k/2 (value - centre)^2."""
-    # Numbers multiply the parameters, not the terms: a frozen program holds these products.
-    stiffness = stiffness.unsqueeze(1)
-    stretch = values - centre.unsqueeze(1)
-    gradient = stretch * stiffness
-    return stretch.mul_(stretch).mul_(0.5 * stiffness).sum(0), gradient
+def _torsion_row(types: _Types, parts: Sequence[Any], kt: float) -> TorsionRow:
+    cosines, sines = (kt * fit_torsion(parts)).reshape(2, -1).tolist()
+    return TorsionRow(types, cosines=tuple(cosines), sines=tuple(sines))
+
+
+def _improper_row(types: _Types, parts: Sequence[Any], kt: float) -> ImproperRow:
+    pooled = pooled_moments(parts)
+    return ImproperRow(types, sine=pooled.mean, stiffness=kt / pooled.floored_variance)
+
+
+def _repulsion_row(types: _Types, parts: Sequence[Any], kt: float) -> RepulsionRow:
+    return RepulsionRow(types, radius=min(parts), strength=kt)
+
+
+_FITS = {
+    "bonds": _Fit(2, lambda d, w, n: moments(d[0], w / d[0] ** 2), _bond_row),
+    "angles": _Fit(3, lambda c, w, n: moments(c[0], w), _angle_row),
+    "torsions": _Fit(4, lambda x, w, n: torsion_sample(x[0], x[1], w, n), _torsion_row),
+    "impropers": _Fit(4, lambda x, w, n: moments(x[0], w), _improper_row),
+    "repulsion": _Fit(2, lambda d, w, n: float(np.quantile(d[0], CLOSEST_SHARE)), _repulsion_row),
+}
 
 
 def fit_prior(
-    dataset: CGDataset, terms: Sequence[str] = ("bonds", "angles", "repulsion")
-) -> SumPMF:
-    """Fit bond, angle and repulsion terms to a dataset's (weighted) distributions.
+    dataset: CGDataset,
+    terms: Sequence[str] = DEFAULT_TERMS,
+    *,
+    by: str = "term",
+    orders: int = DEFAULT_ORDERS,
+    charges: Charges | None = None,
+) -> SumPMF | TypedPrior:
+    """Fit bond, angle, torsion, improper and repulsion terms to a dataset's distributions.
 
     - bonds: the density of d over the Jacobian d^2 is taken as Gaussian, so d0 and kT/k are mean
       and variance under frame weights w / d^2;
     - angles: in cos a the Jacobian is flat, so c0 and kT/k are plain mean and variance;
+    - torsions: the Jacobian is flat in t; Fourier coefficients of greatest likelihood, given the
+      bond angles of each frame;
+    - impropers: the Jacobian is flat in the damped sine too, hence mean and variance;
     - repulsion: pairs three or more bonds apart; kT at the distance that 0.1 % of the frames
       fall below.
 
     Args:
-        dataset: the frames; their weights count for bonds and angles. For the repulsion all
-            frames count alike: biased ones show which distances are possible.
-        terms: which terms to fit.
+        dataset: the frames; their weights count, except for the repulsion: there all frames count
+            alike, since biased ones too show which distances are possible.
+        terms: which kinds to fit.
+        by: ``"term"``: each term has its own parameters. ``"type"``: terms of the same bead types
+            share theirs, and the prior can be made again for another molecule; see
+            `fit_prior_table`.
+        orders: harmonics of the torsions.
+        charges: charges by bead type, for screened Coulomb energies between beads four or more
+            bonds apart; they are given, not fitted. None: no such energy.
 
     Returns:
-        The sum of the terms, without trainable parameters.
+        The sum of the terms, without trainable parameters: with ``by="type"`` a `TypedPrior`.
 
     Raises:
         InputError: if a term is unknown, or the molecule has none of the coordinates asked for.
     """
-    fitters = {"bonds": _fit_bonds, "angles": _fit_angles, "repulsion": _fit_repulsion}
-    unknown = [t for t in terms if t not in fitters]
-    if unknown:
-        raise InputError(f"unknown prior term {unknown[0]!r}; known: {', '.join(fitters)}")
-    fitted = [term for name in terms if (term := fitters[name](dataset)) is not None]
-    if not fitted:
+    if not isinstance(dataset, CGDataset):
         raise InputError(
-            "the molecule has no bonds, angles or non-bonded pairs; leave the prior out"
+            f"fit_prior takes the dataset of one molecule, not {type(dataset).__name__}; for "
+            "several take fit_prior_table, and its to_pmf() for each molecule"
         )
+    if by not in ("term", "type"):
+        raise InputError(f"prior by {by!r} is unknown; choose term or type")
+    if by == "type":
+        table = fit_prior_table(dataset, terms, orders=orders, charges=charges)
+        return table.to_pmf(dataset.topology)
+    kt = thermal_energy(dataset.temperature)
+    fitted: list[PriorTerm] = []
+    for kind in _checked(terms, orders):
+        indices = term_indices(dataset.topology, kind)
+        if indices:
+            rows = [
+                _FITS[kind].row(types_of(dataset.topology, beads, kind), [summary], kt)
+                for beads, summary in zip(
+                    indices, _summaries(dataset, kind, indices, orders), strict=True
+                )
+            ]
+            fitted.append(make_term(kind, indices, rows))
+    charged = charges.term(dataset.topology) if charges is not None else None
+    fitted += [] if charged is None else [charged]
+    _require_some(fitted, terms)
     return SumPMF(*fitted)
 
 
-def _fit_bonds(dataset: CGDataset) -> HarmonicBonds | None:
-    bonds = dataset.topology.bonds
-    if not bonds:
-        return None
-    lengths = _evaluate(dataset, geometry.distances, bonds, 2)
-    weights = dataset.probabilities[:, None] / lengths**2
-    mean, variance = _moments(lengths, weights)
-    kt = thermal_energy(dataset.temperature)
-    return HarmonicBonds(bonds, (kt / variance).tolist(), mean.tolist())
+def fit_prior_table(
+    datasets: CGDataset | DatasetCollection | Iterable[CGDataset],
+    terms: Sequence[str] = DEFAULT_TERMS,
+    *,
+    orders: int = DEFAULT_ORDERS,
+    charges: Charges | None = None,
+) -> PriorTable:
+    """Fit a prior by bead type, as `fit_prior`, to one molecule or several.
+
+    Samples of all terms of the same types are pooled, a frame of one molecule counting as much as
+    one of another on average. Of the radii of a repulsion the smallest is taken instead: in a pool
+    many pairs that never meet would hide the few that do.
+
+    Args:
+        datasets: of one or several molecules, at one temperature.
+        terms: as of `fit_prior`; kinds of which no molecule has any stay empty.
+        orders: as of `fit_prior`.
+        charges: as of `fit_prior`.
+
+    Returns:
+        The table; parameters rounded to seven digits, so that a person can read them.
+
+    Raises:
+        InputError: if a term is unknown, temperatures differ, or no molecule has any of the terms.
+    """
+    several = _several(datasets)
+    kt = thermal_energy(several[0].temperature)
+    sections: dict[str, list[Any]] = {}
+    for kind in _checked(terms, orders):
+        pools: dict[_Types, list[Any]] = {}
+        for dataset in several:
+            indices = term_indices(dataset.topology, kind)
+            for beads, summary in zip(
+                indices, _summaries(dataset, kind, indices, orders), strict=True
+            ):
+                pools.setdefault(types_of(dataset.topology, beads, kind), []).append(summary)
+        rows = [_FITS[kind].row(types, parts, kt) for types, parts in sorted(pools.items())]
+        sections[kind] = [_rounded(row) for row in rows]
+    _require_some([charges, *(rows for rows in sections.values() if rows)], terms)
+    return PriorTable(**{k: tuple(v) for k, v in sections.items()}, electrostatics=charges)
 
 
-def _fit_angles(dataset: CGDataset) -> HarmonicAngles | None:
-    triples = bonded_angles(dataset.topology.bonds)
-    if not triples:
-        return None
-
-    def cosines(positions: Tensor, indices: Tensor, box: Tensor | None) -> Tensor:
-        return geometry.cosine_angles(
-            geometry.displacements(positions, indices[:, 0:2], box),
-            geometry.displacements(positions, indices[:, 1:3], box),
-        )
-
-    values = _evaluate(dataset, cosines, triples, 3)
-    mean, variance = _moments(values, dataset.probabilities[:, None])
-    kt = thermal_energy(dataset.temperature)
-    return HarmonicAngles(triples, (kt / variance).tolist(), mean.tolist())
+def _checked(terms: Sequence[str], orders: int) -> list[str]:
+    """Return the kinds to fit, each once."""
+    for kind in terms:
+        if kind not in _FITS:
+            raise InputError(f"unknown prior term {kind!r}; known: {', '.join(_FITS)}")
+    if int(orders) != orders or orders < 1:
+        raise InputError(f"orders is {orders}; give a whole number of at least 1")
+    return list(dict.fromkeys(terms))
 
 
-def _fit_repulsion(dataset: CGDataset) -> Repulsion | None:
-    beads = len(dataset.topology)
-    separations = bond_separations(beads, dataset.topology.bonds)
-    pairs = [p for p in geometry.all_pairs(beads).tolist() if separations[p[0], p[1]] >= 3]
-    if not pairs:
-        return None
-    lengths = _evaluate(dataset, geometry.distances, pairs, 2)
-    radius = np.quantile(lengths, 1e-3, axis=0)
-    kt = thermal_energy(dataset.temperature)
-    return Repulsion(pairs, [kt] * len(pairs), radius.tolist())
+def _require_some(found: Sequence[Any], terms: Sequence[str]) -> None:
+    if not any(one is not None for one in found):
+        raise InputError(f"the molecule has none of {', '.join(terms)}; leave the prior out")
 
 
-def _evaluate(
-    dataset: CGDataset, coordinate: Any, indices: Sequence[Sequence[int]], width: int
-) -> np.ndarray:
-    """Return an internal coordinate (frames, terms) in float64, frame by frame in its box."""
-    index = geometry.index_buffer(indices, width)
+def _several(datasets: Any) -> list[CGDataset]:
+    if isinstance(datasets, CGDataset):
+        several = [datasets]
+    elif isinstance(datasets, DatasetCollection):
+        several = list(datasets.datasets.values())
+    else:
+        several = list(datasets)
+    if not several:
+        raise InputError("a prior table needs at least one dataset; give some")
+    for dataset in several:
+        if abs(dataset.temperature - several[0].temperature) > 1e-6:
+            raise InputError(
+                f"datasets are at {several[0].temperature:g} K and {dataset.temperature:g} K; a "
+                "prior holds at one temperature: give data of one"
+            )
+    return several
+
+
+def _summaries(
+    dataset: CGDataset, kind: str, indices: Sequence[Sequence[int]], orders: int
+) -> Iterator[Any]:
+    """Yield the summary of each term's coordinate."""
+    weights = dataset.probabilities * len(dataset)
+    fit = _FITS[kind]
+    size = max(1, _BLOCK // len(dataset))
+    for start in range(0, len(indices), size):
+        block = indices[start : start + size]
+        values = _evaluate(dataset, block, fit.width)
+        for samples in values.reshape(-1, len(block), len(dataset)).swapaxes(0, 1):
+            yield fit.summary(samples, weights, orders)
+
+
+def _evaluate(dataset: CGDataset, indices: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """Return coordinates (coordinates, frames), float64, each frame in its own box."""
+    coordinates = coordinates_of(indices, width)
     positions = torch.as_tensor(dataset.positions, dtype=torch.float64)
     if dataset.box is None:
-        return coordinate(positions, index, None).numpy()
-    boxes = torch.as_tensor(dataset.box, dtype=torch.float64)
-    return torch.cat(
-        [coordinate(x[None], index, box) for x, box in zip(positions, boxes, strict=True)]
-    ).numpy()
+        return coordinates(positions).numpy().T
+    boxes, which = np.unique(dataset.box, axis=0, return_inverse=True)
+    values = np.empty((len(coordinates.names), len(dataset)))
+    order = np.argsort(which.ravel(), kind="stable")  # frames of one box together
+    ends = np.cumsum(np.bincount(which.ravel()))[:-1]
+    for box, frames in zip(boxes, np.split(order, ends), strict=True):
+        vectors = torch.as_tensor(box, dtype=torch.float64)
+        values[:, frames] = coordinates(positions[frames], vectors).numpy().T
+    return values
 
 
-def _moments(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    weights = weights / weights.sum(0)
-    mean = (weights * values).sum(0)
-    variance = (weights * (values - mean) ** 2).sum(0)
-    # Beads rigidly tied to each other would give an infinite force constant.
-    return mean, np.maximum(variance, 1e-8)
+def _rounded(row: Any) -> Any:
+    """Return a row with seven digits a number: all that single precision holds."""
+
+    def short(value: Any) -> Any:
+        return [short(v) for v in value] if isinstance(value, tuple) else float(f"{value:.7g}")
+
+    return type(row)(row.types, **{name: short(getattr(row, name)) for name in row.parameters()})
