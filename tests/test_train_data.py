@@ -170,7 +170,7 @@ def test_training_from_a_file_is_training_from_memory(chain, path, tmp_path) -> 
         learned = result.pmf(torch.tensor(valid.positions)).detach()
         steps = torch.tensor(np.diff(valid.positions, axis=1)).square().sum(-1)
         exact = (steps * torch.tensor([50.0, 100.0, 200.0])).sum(-1)
-        assert float((learned - exact).abs().max() / exact.mean()) < 1e-3
+        assert float((learned - exact).abs().max() / exact.mean()) < 1e-2
     assert results[0].metrics["ranges"] == results[1].metrics["ranges"]
     assert results[1].dataset.topology == chain.topology
 

@@ -242,6 +242,17 @@ def energy_and_forces(
     Returns:
         Energies (copies,), kJ/mol, and forces (copies, beads, 3), kJ/mol/nm.
     """
+    if differentiable and isinstance(pmf, SumPMF):
+        parts = [
+            energy_and_forces(term, positions, box_vectors, differentiable=True)
+            for term in pmf.terms
+        ]
+        return sum(e for e, _ in parts), sum(f for _, f in parts)  # type: ignore[return-value]
+    if differentiable and isinstance(pmf, InternalPMF):
+        # Its own gradient: differentiating that once is cheaper than the energy twice.
+        internals = pmf.coordinates.evaluate(positions.detach(), box_vectors)
+        energies, gradient = pmf.value_and_gradient(internals.values)
+        return energies, pmf.coordinates.forces(internals, gradient, positions.size(1))
     with torch.enable_grad():
         positions = positions.detach().requires_grad_(True)
         energies = pmf(positions, box_vectors)
