@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from .command_options import Threads, say
+from .command_prior import PriorChoice, make_network, network_settings, require_serves
 from .errors import InputError
 from .pmf import PMFS
 
-_ONE_MOLECULE = ("cgnet",)  # networks that tell beads apart by their number
 _LOSSES = ("force_matching", "denoising")
 
 
@@ -26,9 +26,46 @@ def train_command(
         bool, typer.Option("--stream", help="Read frames in blocks: larger than memory.")
     ] = False,
     network: Annotated[str, typer.Option(help=f"One of: {', '.join(PMFS)}.")] = "cgnet",
-    width: Annotated[int, typer.Option(min=1, help="Hidden units.")] = 128,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Hidden units; the network's own if not given.")
+    ] = None,
     depth: Annotated[
         int | None, typer.Option(min=1, help="Hidden layers; the network's own if not given.")
+    ] = None,
+    assigned: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Another setting of the network, e.g. cutoff=1.2; an unknown one lists all.",
+        ),
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="Terms with commas (if not given bonds,angles,repulsion), or none."),
+    ] = None,
+    prior_by: Annotated[
+        str | None,
+        typer.Option(help="term: each its own parameters; type: by bead type, as of several."),
+    ] = None,
+    prior_orders: Annotated[
+        int | None, typer.Option(min=1, help="Harmonics of the torsions; 3 if not given.")
+    ] = None,
+    charge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE=CHARGE", help="Charge of a bead type, e; repeatable."),
+    ] = None,
+    permittivity: Annotated[
+        float | None, typer.Option(help="Between charges; 78 if not given.")
+    ] = None,
+    screening: Annotated[
+        float | None, typer.Option(help="Debye length, nm; 0.96 if not given.")
+    ] = None,
+    prior_table: Annotated[
+        Path | None, typer.Option(help="Take the prior from this table; fit none.")
+    ] = None,
+    write_prior: Annotated[
+        Path | None, typer.Option(help="Write the prior's table, also of a dry run.")
     ] = None,
     loss: Annotated[str, typer.Option(help=f"One of: {', '.join(_LOSSES)}.")] = "force_matching",
     noise: Annotated[
@@ -52,6 +89,12 @@ def train_command(
     ] = None,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches a step.")] = 1,
     precision: Annotated[str, typer.Option(help="32 or bf16-mixed.")] = "32",
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Compile the steps; if not said: where it pays."
+        ),
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")
     ] = None,
@@ -66,7 +109,7 @@ def train_command(
         str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it will do and how long; write nothing.")
+        bool, typer.Option("--dry-run", help="Say what it will do and how long; write no model.")
     ] = False,
     threads: Threads = 1,
 ) -> None:
@@ -80,8 +123,11 @@ def train_command(
     if output is None and not dry_run:
         context.fail("Missing option '--output' / '-o'.")
     torch.set_num_threads(threads)
-    if output is not None:
-        require_writable(output)
+    for path in (output, write_prior):
+        if path is not None:
+            require_writable(path)
+    if output is not None and output == write_prior:
+        raise InputError(f"--output and --write-prior are both {output}; give two files")
     if loss not in _LOSSES:
         raise InputError(f"loss {loss!r} is unknown; choose {' or '.join(_LOSSES)}")
     if loss == "denoising" and weighted:
@@ -90,8 +136,12 @@ def train_command(
         raise InputError("--noise is the width of denoising's noise; add --loss denoising")
     if loss == "denoising" and noise is None:
         raise InputError("denoising needs the width of the noise: --noise, nm")
+    choice = PriorChoice(
+        prior, prior_by, prior_orders, charge or (), permittivity, screening, prior_table,
+        write_prior,
+    )  # fmt: skip
+    options = network_settings(network, width, depth, assigned or ())
     training, validation, sample = _data(dataset, valid, stream)
-    options = {"width": width, **({} if depth is None else {"depth": depth})}
     settings: dict[str, Any] = {
         "loss": ForceMatching(weighted) if loss == "force_matching" else Denoising(noise),
         "epochs": epochs,
@@ -103,15 +153,18 @@ def train_command(
         "spectral_norm": spectral_norm,
         "accumulate": accumulate,
         "precision": precision,
+        "compile": compile,
         "patience": patience,
         "seed": seed,
     }
-    prior = _prior(sample, network)
+    require_serves(network, sample)
+    energy, table = choice.make(sample, network)
 
     def make(number: int) -> Any:
         from .pmf.core import SumPMF
 
-        return SumPMF(prior, PMFS[network](sample, **options, seed=number))
+        net = make_network(network, sample, options, number)
+        return SumPMF(net) if energy is None else SumPMF(energy, net)
 
     if dry_run:
         from .training_plan import plan
@@ -119,11 +172,15 @@ def train_command(
         say(plan(make(seed), training, validation, **settings).text())
         if ensemble > 1:
             say(f"{ensemble} times, for an ensemble")
+        if write_prior is not None:
+            table.save(write_prior)
         return
     result = _fit(make, training, validation, ensemble, bootstrap, checkpoints, settings)
     if _rank() == 0:
         assert output is not None
         save_model(output, result)
+        if write_prior is not None:
+            table.save(write_prior)
         _report(output, result)
 
 
@@ -164,19 +221,6 @@ def _data(dataset: str, valid: str | None, stream: bool) -> tuple[Any, Any, Any]
             "--stream needs --valid: divide the file once by `cgml data split`, or leave it out"
         )
     return dataset, valid, sample_datasets(dataset)
-
-
-def _prior(sample: Any, network: str) -> Any:
-    from .dataset import CGDataset
-    from .pmf.prior import fit_prior, fit_prior_table
-
-    if isinstance(sample, CGDataset):
-        return fit_prior(sample)
-    if network in _ONE_MOLECULE:
-        others = ", ".join(name for name in PMFS if name not in _ONE_MOLECULE)
-        raise InputError(f"{network} knows one molecule only; for several choose {others}")
-    first = next(iter(sample.datasets.values()))
-    return fit_prior_table(sample).to_pmf(first.topology)
 
 
 def _rank() -> int:

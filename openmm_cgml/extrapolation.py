@@ -1,4 +1,4 @@
-"""Where the training data lie: ranges of internal coordinates, and who has left them."""
+"""Where the training data end: ranges of internal coordinates, and forces that members dispute."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,6 +83,135 @@ class CoordinateRanges:
         return _leave(distances, self.shortest, self.longest) | _leave(
             angles, self.smallest, self.largest
         )
+
+
+@dataclass(frozen=True)
+class ForceSpread:
+    """How much the members of an ensemble differ in their forces, and how much is too much.
+
+    Attributes:
+        ensembles: the modules with ``force_variance``; the variances of several add.
+        typical: median over frames like the training data, kJ/mol/nm; None if it was not measured.
+        limit: kJ/mol/nm, beyond which a copy counts as outside of them; likewise.
+    """
+
+    ensembles: list[Any]
+    typical: float | None = None
+    limit: float | None = None
+
+    @classmethod
+    def of(cls, pmf: Any, card: dict[str, Any] | None = None) -> "ForceSpread | None":
+        """Return the spread of a PMF that is or holds an ensemble; None of any other.
+
+        Args:
+            pmf: a `PMF`, or the program of one.
+            card: of its model file, which may say what is typical.
+        """
+        found = _ensembles(pmf)
+        record = (card or {}).get("training", {}).get("force_uncertainty") or {}
+        return cls(found, record.get("typical"), record.get("limit")) if found else None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return what is typical and too much as JSON."""
+        return {"typical": self.typical, "limit": self.limit}
+
+    def __call__(self, positions: Any, box_vectors: Any = None) -> np.ndarray:
+        """Return the standard deviation of each copy's forces (copies,), kJ/mol/nm.
+
+        One evaluation of all members, by torch, on the device where they are.
+
+        Args:
+            positions: (copies, beads, 3), nm.
+            box_vectors: (3, 3), nm, or None.
+        """
+        tensors = (t for e in self.ensembles for t in (*e.parameters(), *e.buffers()))
+        like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
+        xyz = torch.as_tensor(np.asarray(positions)).to(like)
+        box = None if box_vectors is None else torch.as_tensor(np.asarray(box_vectors)).to(like)
+        # Unoptimised: TorchScript's first calls run another graph than later ones, which changes
+        # last digits, and a run that goes on would not write what an uninterrupted one does.
+        with torch.no_grad(), torch.jit.optimized_execution(False):
+            variance = sum(ensemble.force_variance(xyz, box) for ensemble in self.ensembles)
+        return variance.sqrt().double().cpu().numpy()  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a `Monitor` sees in one frame.
+
+    Attributes:
+        flags: for each of the monitor's reasons, (copies,) bool: outside the training data by it.
+        uncertainty: (copies,), kJ/mol/nm, of the forces; None without an ensemble.
+        limit: of it.
+    """
+
+    flags: dict[str, np.ndarray]
+    uncertainty: np.ndarray | None = None
+    limit: float | None = None
+
+    @property
+    def extrapolating(self) -> np.ndarray:
+        """(copies,) bool: outside the training data by any reason."""
+        return np.logical_or.reduce(list(self.flags.values()))
+
+    def why(self, reason: str, copy: int) -> str:
+        """Return in words why a copy has a flag."""
+        if reason == "extrapolated":
+            return "a distance or angle is outside the training data"
+        assert self.uncertainty is not None
+        return (
+            f"the ensemble's forces differ by {self.uncertainty[copy]:.0f} kJ/mol/nm, more than "
+            f"{self.limit:.0f}, the limit that its training data set"
+        )
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Looks which copies of a run are outside the data that its model was trained on.
+
+    Attributes:
+        ranges: of distances and angles; None if the model file has none.
+        spread: of the forces; None if the model is no ensemble.
+    """
+
+    ranges: CoordinateRanges | None = None
+    spread: ForceSpread | None = None
+
+    @classmethod
+    def of(cls, pmf: Any, card: dict[str, Any]) -> "Monitor":
+        """Return the monitor for a model file: the PMF in its program, and its card."""
+        return cls(CoordinateRanges.from_card(card), ForceSpread.of(pmf, card))
+
+    @property
+    def reasons(self) -> list[str]:
+        """Names of what it looks at; of arrays in checkpoints."""
+        return ["extrapolated"] + (["uncertain"] if self.spread is not None else [])
+
+    def look(self, positions: np.ndarray, box_vectors: Any = None) -> Sighting:
+        """Look at the copies.
+
+        Args:
+            positions: (copies, beads, 3), nm.
+            box_vectors: (3, 3), nm, or None.
+        """
+        flags = {reason: np.zeros(len(positions), dtype=bool) for reason in self.reasons}
+        if self.ranges is not None:
+            flags["extrapolated"] = self.ranges.outside(positions, box_vectors)
+        if self.spread is None:
+            return Sighting(flags)
+        uncertainty, limit = self.spread(positions, box_vectors), self.spread.limit
+        if limit is not None:
+            flags["uncertain"] = ~(uncertainty <= limit)  # not finite is outside
+        return Sighting(flags, uncertainty, limit)
+
+
+def _ensembles(pmf: Any) -> list[Any]:
+    """Return the ensembles in a PMF or its program, the outermost of nested ones."""
+    if hasattr(pmf, "force_variance"):
+        return [pmf]
+    terms = getattr(pmf, "terms", None)  # of a program they can only be had as children
+    inner = terms.children() if isinstance(terms, torch.nn.Module) else ()
+    return [found for term in inner for found in _ensembles(term)]
 
 
 def _leave(values: np.ndarray, low: list[float], high: list[float]) -> np.ndarray:

@@ -15,6 +15,7 @@ from .errors import InputError
 from .force_noise import ForceNoise, estimate_force_noise
 from .pmf.core import PMF, SumPMF, energy_and_forces
 from .registry import Registry
+from .training_compile import CompiledResidual
 from .units import strip
 
 __all__ = [
@@ -110,6 +111,7 @@ class Terms(nn.Module):
         self.fixed = SumPMF(*still) if still else None
         self.trainable = SumPMF(*moving)
         self._whole = (pmf,)  # in a tuple: not registered a second time
+        self.compiled: CompiledResidual | None = None
 
     @property
     def pmf(self) -> PMF:
@@ -119,6 +121,33 @@ class Terms(nn.Module):
     def forces(self, positions: Tensor, box: Tensor | None, differentiable: bool) -> Tensor:
         """Return the trainable terms' forces (frames, beads, 3), kJ/mol/nm."""
         return energy_and_forces(self.trainable, positions, box, differentiable=differentiable)[1]
+
+    def residual(
+        self,
+        positions: Tensor,
+        target: Tensor,
+        scale: float,
+        weights: Tensor | None,
+        box: Tensor | None,
+        differentiable: bool,
+    ) -> Tensor:
+        """Return the mean square residual of the trainable terms' forces, in units of `scale`.
+
+        Args:
+            positions: (frames, beads, 3), nm.
+            target: (frames, beads, 3), kJ/mol/nm.
+            scale: kJ/mol/nm.
+            weights: (frames,), with mean one over the dataset; None if uniform.
+            box: (3, 3) box vectors, nm, or None.
+            differentiable: whether it is for training.
+        """
+        if weights is None:
+            weights = positions.new_ones(len(positions))
+        if differentiable and self.compiled is not None:
+            return self.compiled(positions, target, weights / scale**2, box)
+        forces = self.forces(positions, box, differentiable)
+        # Not divided by the batch's sum of weights, which would bias the gradient.
+        return (weights * ((forces - target) / scale).square().mean(dim=(1, 2))).mean()
 
     def fixed_forces(self, positions: Tensor, box: Tensor | None) -> Tensor | None:
         """Return the other terms' forces (frames, beads, 3), kJ/mol/nm; None if there are none."""
@@ -238,9 +267,9 @@ class ForceMatching(Objective):
 
     def __call__(self, terms: Terms, batch: Batch, differentiable: bool = True) -> Tensor:
         """Return the loss, a scalar."""
-        forces = terms.forces(batch.positions, batch.box, differentiable)
-        return _mean_square(
-            forces, self.target(batch), self.scale, batch.weights if self.weighted else None
+        weights = batch.weights if self.weighted else None
+        return terms.residual(
+            batch.positions, self.target(batch), self.scale, weights, batch.box, differentiable
         )
 
     def residual(self, loss: float) -> float:
@@ -327,8 +356,9 @@ class Denoising(Objective):
     def __call__(self, terms: Terms, batch: Batch, differentiable: bool = True) -> Tensor:
         """Return the loss, a scalar."""
         positions, target = self.target(terms, batch)
-        forces = terms.forces(positions, batch.box, differentiable)
-        return _mean_square(forces, target, self.scale, batch.weights)
+        return terms.residual(
+            positions, target, self.scale, batch.weights, batch.box, differentiable
+        )
 
     def residual(self, loss: float) -> float:
         """Return the RMS residual of the noisy target, kJ/mol/nm."""
@@ -434,14 +464,6 @@ def objective_of(loss: Any) -> Objective:
             "Objective; a function of PMF and Batch goes into CustomLoss"
         )
     return loss
-
-
-def _mean_square(forces: Tensor, target: Tensor, scale: float, weights: Tensor | None) -> Tensor:
-    """Return the mean square residual in units of `scale`; weights have mean one."""
-    if weights is None:
-        return force_matching(forces / scale, target / scale)
-    # Not divided by the batch's sum of weights, which would bias the gradient.
-    return (weights * ((forces - target) / scale).square().mean(dim=(1, 2))).mean()
 
 
 def _rms(parts: Iterable[Tensor]) -> float:

@@ -6,6 +6,7 @@ evaluated, checks every operator of every method against a list of plain tensor 
 
 import io
 import json
+import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -527,7 +528,8 @@ def load_program(archive: bytes, name: str, *, trust: bool = False) -> Any:
         trust: skip the checks of the program.
 
     Raises:
-        ModelFileError: if the archive is damaged.
+        ModelFileError: if the archive is damaged, or uses an operator of a package that is not
+            imported.
         UntrustedModelError: if its program does more than arithmetic.
     """
     damaged = f"model file {name} is damaged or not a model file; export it again"
@@ -552,6 +554,11 @@ def load_program(archive: bytes, name: str, *, trust: bool = False) -> Any:
     try:
         script = torch.jit.load(io.BytesIO(archive), map_location="cpu")
     except Exception as error:
+        if unknown := re.search(r"Unknown builtin op: ([\w:.]*\w)", str(error)):
+            raise ModelFileError(
+                f"model file {name} uses the operator {unknown[1]} of another package; import "
+                "that package before you load the file, with trust=True if you made it yourself"
+            ) from error
         raise ModelFileError(damaged) from error
     if not trust:
         require_trusted(script, name)

@@ -6,6 +6,7 @@ leave a model file with its network alone.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch  # before openmm: TorchForce's plugins need its libraries
@@ -25,6 +26,7 @@ from .pmf.prior_terms import (
     PriorTerm,
     Repulsion,
 )
+from .pmf.short_range import ShortRangeRepulsion
 
 # The damped sine s and cosine c of a torsion, by vectors a, b, c along it: smooth everywhere and
 # several times as fast as by OpenMM's angles, but without periodic images.
@@ -48,12 +50,19 @@ def prior_forces(
     force_group: int = 0,
     *,
     beads: int | None = None,
+    system_particles: int | None = None,
 ) -> list[openmm.Force]:
     """Return the terms of a prior as OpenMM forces, one force for all terms of a kind.
 
     Energies and forces are those of the torch terms, of each copy by itself. One difference: with
     `periodic`, torsions and impropers with three beads exactly in line have no finite force, since
     OpenMM's dihedral angle has none.
+
+    A `ShortRangeRepulsion` is a nonbonded force, which platform CPU computes in single precision.
+    It searches for neighbours where one copy is the whole System; otherwise it looks at all pairs
+    of each copy, which the torch term does not: docs/priors.md says when that is slower. OpenMM
+    makes no Context with a periodic box whose smallest width is less than four times the largest
+    radius, nor, except on Reference, with nonbonded forces that exclude different pairs.
 
     Args:
         pmf: a prior, as of `fit_prior`, `PriorTable.to_pmf` or `Model.rebuild`.
@@ -64,27 +73,50 @@ def prior_forces(
         force_group: of all the forces.
         beads: number of beads of one copy; needed with several copies where neither `particles`
             nor a prior by bead type tells it.
+        system_particles: number of particles of the System; needed only where it has further ones
+            and the prior a short-range repulsion. None: one more than the largest of `particles`.
+
+    Returns:
+        The forces; none if the prior has no terms.
 
     Raises:
         InputError: if the PMF has terms other than priors' (they are named), or the numbers of
-            beads, copies and particles do not fit.
+            beads, copies and particles do not fit. Whether `system_particles` is the System's
+            number OpenMM finds only when a Context is made: it then raises an `OpenMMException`.
     """
     terms = _prior_terms(pmf)
     if not 0 <= force_group < 32:
         raise InputError(f"force_group is {force_group}; OpenMM has groups 0 to 31")
     places = _places(pmf, terms, copies, particles, beads)
+    where = _Placement(places, _system_size(places, system_particles), periodic)
     forces = []
     for term in terms:
-        force = _MAKERS[type(term)](term, places, periodic)
-        force.setUsesPeriodicBoundaryConditions(periodic)
+        force = _MAKERS[type(term)](term, where)
+        if not isinstance(force, openmm.CustomNonbondedForce):  # whose cutoff says so
+            force.setUsesPeriodicBoundaryConditions(periodic)
         force.setForceGroup(force_group)
         force.setName(f"prior {type(term).__name__}")
         forces.append(force)
     return forces
 
 
-def _prior_terms(pmf: PMF) -> list[PriorTerm]:
-    """Return the single terms of a prior."""
+@dataclass(frozen=True)
+class _Placement:
+    """Where forces act.
+
+    Attributes:
+        copies: the particles of each copy.
+        particles: number of particles of the System.
+        periodic: whether displacements take the minimum image.
+    """
+
+    copies: list[list[int]]
+    particles: int
+    periodic: bool
+
+
+def _prior_terms(pmf: PMF) -> list[PriorTerm | ShortRangeRepulsion]:
+    """Return the single terms of a prior, without those that have no rows."""
     if isinstance(pmf, SumPMF | TypedPrior):
         return [term for part in pmf.terms for term in _prior_terms(part)]  # type: ignore[arg-type]
     if type(pmf) not in _MAKERS:
@@ -92,12 +124,51 @@ def _prior_terms(pmf: PMF) -> list[PriorTerm]:
             f"{type(pmf).__name__} is no term of a prior, and no OpenMM force can be written for "
             "it; give the prior alone, and evaluate the network by its model's create_force()"
         )
+    if isinstance(pmf, PriorTerm) and not len(pmf.indices):
+        return []
     return [pmf]  # type: ignore[list-item]
+
+
+def _told(pmf: PMF) -> set[int]:
+    """Return the numbers of beads that parts by bead type tell: one, or none."""
+    if isinstance(pmf, SumPMF):
+        return {beads for part in pmf.terms for beads in _told(part)}  # type: ignore[arg-type]
+    if isinstance(pmf, TypedPrior):
+        return {len(pmf.topology)}
+    return {pmf.beads} if isinstance(pmf, ShortRangeRepulsion) else set()
+
+
+def _molecule_size(pmf: PMF, beads: int | None) -> int | None:
+    """Return the number of beads of one copy if it is given or the prior tells it."""
+    told = sorted(_told(pmf))
+    if len(told) > 1:
+        raise InputError(
+            f"the prior's terms are of molecules of {' and '.join(map(str, told))} beads; make "
+            "them all for one molecule, by for_topology()"
+        )
+    if told and beads is not None and beads != told[0]:
+        raise InputError(
+            f"beads is {beads}, but the prior is that of a molecule of {told[0]}; leave it out"
+        )
+    return told[0] if told else beads
+
+
+def _system_size(places: list[list[int]], particles: int | None) -> int:
+    """Return the number of particles of the System, at least up to the last of the copies."""
+    needed = max(p for copy in places for p in copy) + 1
+    if particles is None:
+        return needed
+    if particles < needed:
+        raise InputError(
+            f"system_particles is {particles}, but the last particle of the copies has the index "
+            f"{needed - 1}; give the number of all particles of the System"
+        )
+    return particles
 
 
 def _places(
     pmf: PMF,
-    terms: Sequence[PriorTerm],
+    terms: Sequence[PriorTerm | ShortRangeRepulsion],
     copies: int,
     particles: Sequence[int] | None,
     beads: int | None,
@@ -105,9 +176,9 @@ def _places(
     """Return the particles of each copy."""
     if int(copies) != copies or copies < 1:
         raise InputError(f"copies is {copies}; give a whole number of at least 1")
-    needed = max(int(term.indices.max()) for term in terms) + 1
-    if beads is None and isinstance(pmf, TypedPrior):
-        beads = len(pmf.topology)
+    # A molecule has a bead, if no term.
+    needed = max([1, *(int(t.indices.max()) + 1 for t in terms if isinstance(t, PriorTerm))])
+    beads = _molecule_size(pmf, beads)
     if particles is None:
         if beads is None and copies > 1:
             raise InputError(
@@ -135,62 +206,89 @@ def _places(
 
 
 def _added(
-    places: list[list[int]], term: PriorTerm, *parameters: torch.Tensor
+    where: _Placement, term: PriorTerm, *parameters: torch.Tensor
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Yield the particles and parameters of every term of every copy."""
     rows = torch.cat([p.double().reshape(len(term.indices), -1) for p in parameters], 1).tolist()
-    for particles in places:
+    for particles in where.copies:
         for beads, values in zip(term.indices.tolist(), rows, strict=True):
             yield [particles[b] for b in beads], values
 
 
-def _bonds(term: HarmonicBonds, places: list[list[int]], periodic: bool) -> openmm.Force:
+def _bonds(term: HarmonicBonds, where: _Placement) -> openmm.Force:
     force = openmm.HarmonicBondForce()
-    for particles, (length, stiffness) in _added(places, term, term.length, term.stiffness):
+    for particles, (length, stiffness) in _added(where, term, term.length, term.stiffness):
         force.addBond(*particles, length, stiffness)
     return force
 
 
-def _angles(term: HarmonicAngles, places: list[list[int]], periodic: bool) -> openmm.Force:
+def _angles(term: HarmonicAngles, where: _Placement) -> openmm.Force:
     force = openmm.CustomAngleForce("0.5*stiffness*(cos(theta)-cosine)^2")
     force.addPerAngleParameter("stiffness")
     force.addPerAngleParameter("cosine")
-    for particles, values in _added(places, term, term.stiffness, term.cosine):
+    for particles, values in _added(where, term, term.stiffness, term.cosine):
         force.addAngle(*particles, values)
     return force
 
 
-def _repulsion(term: Repulsion, places: list[list[int]], periodic: bool) -> openmm.Force:
+def _repulsion(term: Repulsion, where: _Placement) -> openmm.Force:
     force = openmm.CustomBondForce("strength*(radius/r)^12")
     force.addPerBondParameter("strength")
     force.addPerBondParameter("radius")
-    for particles, values in _added(places, term, term.strength, term.radius):
+    for particles, values in _added(where, term, term.strength, term.radius):
         force.addBond(*particles, values)
     return force
 
 
-def _electrostatics(term: Electrostatics, places: list[list[int]], periodic: bool) -> openmm.Force:
+def _short_range(term: ShortRangeRepulsion, where: _Placement) -> openmm.Force:
+    force = openmm.CustomNonbondedForce("strength(t1,t2)*(radius(t1,t2)/r)^12")
+    kinds = len(term.type_names)
+    for name, table in (("strength", term.strength), ("radius", term.radius)):
+        values = table.double().reshape(-1).tolist()
+        force.addTabulatedFunction(name, openmm.Discrete2DFunction(kinds, kinds, values))
+    force.addPerParticleParameter("t")
+    # OpenMM wants every particle of the System; those outside the copies are in no group.
+    types = [0] * where.particles
+    for particles in where.copies:
+        for particle, kind in zip(particles, term.types.tolist(), strict=True):
+            types[particle] = kind
+        for first, second in term.excluded.tolist():
+            force.addExclusion(particles[first], particles[second])
+    for kind in types:
+        force.addParticle([kind])
+    if len(where.copies) > 1 or len(where.copies[0]) < where.particles:  # else all pairs count
+        for particles in where.copies:
+            force.addInteractionGroup(particles, particles)
+    force.setNonbondedMethod(force.CutoffPeriodic if where.periodic else force.CutoffNonPeriodic)
+    # OpenMM's switching function is the polynomial of `cutoff_envelope`.
+    force.setCutoffDistance(term.cutoff)
+    force.setUseSwitchingFunction(True)
+    force.setSwitchingDistance(0.5 * term.cutoff)
+    return force
+
+
+def _electrostatics(term: Electrostatics, where: _Placement) -> openmm.Force:
     # A number, not a global parameter, which every force of that name in a Context would share.
     force = openmm.CustomBondForce(f"strength*exp(-r/{term.screening.double().item()!r})/r")
     force.addPerBondParameter("strength")
     strength = COULOMB_CONSTANT / term.permittivity.double() * term.charge_products.double()
-    for particles, values in _added(places, term, strength):
+    for particles, values in _added(where, term, strength):
         force.addBond(*particles, values)
     return force
 
 
-def _impropers(term: Impropers, places: list[list[int]], periodic: bool) -> openmm.Force:
-    definitions = _ANGLES if periodic else [_SINE, *_VECTORS]
+def _impropers(term: Impropers, where: _Placement) -> openmm.Force:
+    definitions = _ANGLES if where.periodic else [_SINE, *_VECTORS]
     force = _compound(["0.5*stiffness*(s-centre)^2", *definitions], ["stiffness", "centre"])
-    for particles, values in _added(places, term, term.stiffness, term.sine):
+    for particles, values in _added(where, term, term.stiffness, term.sine):
         force.addBond(particles, values)
     return force
 
 
-def _torsions(term: FourierTorsions, places: list[list[int]], periodic: bool) -> openmm.Force:
+def _torsions(term: FourierTorsions, where: _Placement) -> openmm.Force:
     orders = range(1, term.orders + 1)
     names = [f"c{n}" for n in orders] + [f"s{n}" for n in orders]
-    if periodic:
+    if where.periodic:
         series = "+".join(f"b^{n}*(c{n}*cos({n}*t)+s{n}*sin({n}*t))" for n in orders)
         definitions = _ANGLES[1:]
     else:
@@ -199,7 +297,7 @@ def _torsions(term: FourierTorsions, places: list[list[int]], periodic: bool) ->
         series = "+".join(f"c{n}*({_power(n, 0)})+s{n}*({_power(n, 1)})" for n in orders)
         definitions = [_SINE, _COSINE, *_VECTORS]
     force = _compound([series, *definitions], names)
-    for particles, values in _added(places, term, term.cosines, term.sines):
+    for particles, values in _added(where, term, term.cosines, term.sines):
         force.addBond(particles, values)
     return force
 
@@ -223,11 +321,12 @@ def _compound(
     return force
 
 
-_MAKERS: dict[type, Callable[[Any, list[list[int]], bool], openmm.Force]] = {
+_MAKERS: dict[type, Callable[[Any, _Placement], openmm.Force]] = {
     HarmonicBonds: _bonds,
     HarmonicAngles: _angles,
     FourierTorsions: _torsions,
     Impropers: _impropers,
     Repulsion: _repulsion,
     Electrostatics: _electrostatics,
+    ShortRangeRepulsion: _short_range,
 }

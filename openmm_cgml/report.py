@@ -117,7 +117,7 @@ def write_report(
     }
     sections += [
         "<h2>Run</h2>",
-        _table({**settings, **{f"{k} version": v for k, v in versions.items()}}),
+        _table({**_outside(run), **settings, **{f"{k} version": v for k, v in versions.items()}}),
     ]
     if backends:
         rows = {name: f"{speed:,.0f}" for name, speed in backends.items()}
@@ -145,6 +145,16 @@ def write_report(
     )
     with atomic_path(path) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def _outside(run: dict[str, Any]) -> dict[str, str]:
+    """Return how many frames of a finished run are outside the training data, and why."""
+    names = {
+        "extrapolating": "frames outside the training data",
+        "uncertain": "frames with forces less certain than the ensemble's limit",
+    }
+    statistics = run.get("statistics") or {}
+    return {text: f"{statistics[key]:.2%}" for key, text in names.items() if key in statistics}
 
 
 def _figure(png: bytes, caption: str, small: bool = False) -> str:

@@ -41,6 +41,9 @@ FRAME_ARRAYS = {
     "extrapolating": ("", np.bool_),
 }
 
+#: Further arrays of the runs whose settings have a key of that name.
+OPTIONAL_ARRAYS = {"force_uncertainty": ("kJ/mol/nm", np.float32)}
+
 #: Arrays with one row an exchange.
 EXCHANGE_ARRAYS = {"time": ("ps", np.float64), "rung": ("", np.int16)}
 
@@ -62,7 +65,10 @@ class Run:
         kinetic_energy: (frames, copies), kJ/mol.
         rung: (frames, copies) index into the temperatures at which a copy ran then.
         sick: (frames, copies) bool: the copy was reset or dropped; leave such frames out.
-        extrapolating: (frames, copies) bool: outside the training data's ranges.
+        extrapolating: (frames, copies) bool: outside the training data, by a distance, an angle
+            or, of an ensemble, the uncertainty of its forces.
+        force_uncertainty: (frames, copies), kJ/mol/nm: by how much the forces of an ensemble's
+            members differ; None of any other model.
         exchange_time: (exchanges,), ps.
         exchange_rung: (exchanges, copies): rungs after each exchange.
         events: what happened to single copies: dictionaries with copy, time_ps, what, ...
@@ -78,6 +84,7 @@ class Run:
     rung: np.ndarray | None = None
     sick: np.ndarray | None = None
     extrapolating: np.ndarray | None = None
+    force_uncertainty: np.ndarray | None = None
     exchange_time: np.ndarray | None = None
     exchange_rung: np.ndarray | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -133,21 +140,17 @@ class Run:
         if "ladders" in self.info:
             columns = self._by_ladder(there, columns)
         rows = np.arange(len(self))[:, None]
-
-        def taken(values: np.ndarray | None) -> np.ndarray | None:
-            return None if values is None else values[rows, columns]
-
+        changed: dict[str, Any] = {
+            name: values[rows, columns]
+            for name, values in self._arrays().items()
+            if name not in _SHARED
+        }
         return replace(
             self,
-            positions=self.positions[rows, columns],
-            energy=taken(self.energy),
-            kinetic_energy=taken(self.kinetic_energy),
-            rung=taken(self.rung),
-            sick=taken(self.sick),
-            extrapolating=taken(self.extrapolating),
             exchange_time=None,
             exchange_rung=None,
             info={**self.info, "temperatures_K": [float(temperatures[rung])], "copies": width},
+            **changed,
         )
 
     def of_copy(self, copy: int) -> "Run":
@@ -159,11 +162,12 @@ class Run:
         copies = self.positions.shape[1]
         if not 0 <= copy < copies:
             raise InputError(f"there is no copy {copy}; the run has copies 0 to {copies - 1}")
-        names = ("positions", "energy", "kinetic_energy", "rung", "sick", "extrapolating")
-        arrays = {n: getattr(self, n) for n in names}
-        return replace(
-            self, **{n: v[:, copy : copy + 1] for n, v in arrays.items() if v is not None}
-        )
+        changed: dict[str, Any] = {
+            name: values[:, copy : copy + 1]
+            for name, values in self._arrays().items()
+            if name not in _SHARED
+        }
+        return replace(self, **changed)
 
     def _by_ladder(self, there: np.ndarray, columns: np.ndarray) -> np.ndarray:
         ladders = int(self.info["ladders"])
@@ -171,9 +175,13 @@ class Run:
         return place + np.arange(ladders) * (there.shape[1] // ladders)
 
     def _select(self, frames: Any) -> "Run":
-        names = ("positions", "time", "energy", "kinetic_energy", "rung", "sick", "extrapolating")
-        arrays = {n: getattr(self, n) for n in names}
-        return replace(self, **{n: v[frames] for n, v in arrays.items() if v is not None})
+        changed: dict[str, Any] = {n: v[frames] for n, v in self._arrays().items()}
+        return replace(self, **changed)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays with one row a frame that the run has, by name."""
+        names = (*FRAME_ARRAYS, *OPTIONAL_ARRAYS)
+        return {n: v for n in names if (v := getattr(self, n)) is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +207,8 @@ class RunWriter:
     Args:
         path: the finished run's file (.h5).
         topology: the beads of one copy.
-        info: settings of the run, JSON-able; `info["ranks"]` processes write it.
+        info: settings of the run, JSON-able; `info["ranks"]` processes write it. Keys named as in
+            `OPTIONAL_ARRAYS` say that it has those arrays.
         rank: this process.
         wait: called when this rank has looked at what is there; returns when all have.
     """
@@ -215,6 +224,7 @@ class RunWriter:
         self.path = require_writable(path)
         self.folder = segments_folder(self.path)
         self.topology, self.info, self.rank = topology, dict(info), rank
+        self._table = _frame_arrays(self.info)
         self._ranks = int(info.get("ranks", 1))
         self._next = sum(part != [self.path] for part in _parts(self.path))
         wait()
@@ -237,14 +247,14 @@ class RunWriter:
                 file.unlink()
 
     def _clear(self) -> None:
-        self._frames: dict[str, list[Any]] = {name: [] for name in FRAME_ARRAYS}
+        self._frames: dict[str, list[Any]] = {name: [] for name in self._table}
         self._exchanges: dict[str, list[Any]] = {name: [] for name in EXCHANGE_ARRAYS}
         self.events: list[dict[str, Any]] = []
         self.pending_bytes = 0
 
     def add(self, **values: Any) -> None:
-        """Append one frame; names as in `FRAME_ARRAYS`, arrays (copies, ...)."""
-        for name, (_, kind) in FRAME_ARRAYS.items():
+        """Append one frame; names as in the tables above, arrays (copies, ...)."""
+        for name, (_, kind) in self._table.items():
             row: np.ndarray = np.array(values[name], dtype=kind)
             self._frames[name].append(row)
             self.pending_bytes += row.nbytes
@@ -282,7 +292,7 @@ class RunWriter:
         with h5py.File("segment", "w", driver="core", backing_store=False) as handle:
             _write_head(handle, self.topology, self.info, checkpoint.step, finished=False)
             for group, table, rows in (
-                ("frames", FRAME_ARRAYS, self._frames),
+                ("frames", self._table, self._frames),
                 ("exchanges", EXCHANGE_ARRAYS, self._exchanges),
             ):
                 for name, (unit, kind) in table.items():
@@ -375,11 +385,11 @@ def _read_run(path: Path, stride: int) -> Run:
         piece, frames = _read_part(part, stride, skip)
         skip = (skip - frames) % stride
         pieces.append(piece)
+    last = pieces[-1]
     arrays: dict[str, Any] = {
         name: np.concatenate([p[name] for p in pieces])
-        for name in (*FRAME_ARRAYS, "exchange_time", "exchange_rung")
+        for name in (*_frame_arrays(last["info"]), "exchange_time", "exchange_rung")
     }
-    last = pieces[-1]
     return Run(
         topology=last["topology"],
         info=last["info"],
@@ -387,6 +397,25 @@ def _read_run(path: Path, stride: int) -> Run:
         finished=last["finished"],
         **arrays,
     )
+
+
+def outside_training(run: Run) -> dict[str, float]:
+    """Return which fraction of a run's frames is outside the training data; sick ones left out.
+
+    Returns:
+        ``extrapolating``, by any reason, and of an ensemble with a limit ``uncertain``, by the
+        uncertainty of its forces; empty if nothing is known.
+    """
+    if run.extrapolating is None or not len(run):
+        return {}
+    well = np.ones_like(run.extrapolating) if run.sick is None else ~run.sick
+    if not well.any():
+        return {}
+    found = {"extrapolating": float(run.extrapolating[well].mean())}
+    limit = (run.info.get("force_uncertainty") or {}).get("limit")
+    if run.force_uncertainty is not None and limit is not None:
+        found["uncertain"] = float((~(run.force_uncertainty[well] <= limit)).mean())
+    return found
 
 
 def read_checkpoint(path: str | Path, rank: int = 0) -> tuple[dict[str, Any], Checkpoint] | None:
@@ -411,6 +440,11 @@ def read_checkpoint(path: str | Path, rank: int = 0) -> tuple[dict[str, Any], Ch
             state=json.loads(group["state"].asstr()[()]),
             blob=bytes(np.asarray(group["openmm"])),
         )
+
+
+def _frame_arrays(info: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Return the arrays with one row a frame of a run with these settings."""
+    return FRAME_ARRAYS | {n: kind for n, kind in OPTIONAL_ARRAYS.items() if n in info}
 
 
 def _segment_name(number: int, rank: int) -> str:
@@ -505,19 +539,21 @@ def _read_part(files: Sequence[Path], stride: int, skip: int) -> tuple[dict[str,
     for file in files:
         with _opened(file) as handle:
             frames = len(handle["frames/time"])
-            share = {name: handle["frames"][name][skip::stride] for name in FRAME_ARRAYS}
+            info = json.loads(handle.attrs["info"])
+            table = _frame_arrays(info)
+            share = {name: handle["frames"][name][skip::stride] for name in table}
             # A negative start would count from the end.
             share["exchange_time"] = handle["exchanges/time"][:]
             share["exchange_rung"] = handle["exchanges/rung"][:]
             share["topology"] = CGTopology.from_json(handle["topology"].asstr()[()])
-            share["info"] = json.loads(handle.attrs["info"])
+            share["info"] = info
             share["events"] = json.loads(handle["events"].asstr()[()])
             # Segments may hold the whole run, where there was no room to join them.
-            end = share["info"].get("steps", math.inf)
+            end = info.get("steps", math.inf)
             share["finished"] = bool(handle.attrs["finished"] or handle.attrs["step"] >= end)
         shares.append(share)
     joined = dict(shares[0]) if frames else _without_frames(shares[0])
-    for name in FRAME_ARRAYS:
+    for name in table:
         if frames and name not in _SHARED:
             joined[name] = np.concatenate([s[name] for s in shares], axis=1)
     if not len(joined["exchange_time"]):
@@ -531,7 +567,7 @@ def _without_frames(share: dict[str, Any]) -> dict[str, Any]:
     copies, beads = int(share["info"]["copies"]), len(share["topology"])
     empty: dict[str, np.ndarray] = {
         name: np.zeros((0, copies), dtype=kind)
-        for name, (_, kind) in FRAME_ARRAYS.items()
+        for name, (_, kind) in _frame_arrays(share["info"]).items()
         if name not in _SHARED
     }
     empty["positions"] = np.zeros((0, copies, beads, 3), dtype=np.float32)
@@ -568,7 +604,7 @@ def _consolidate(
         for part in parts:
             piece, _ = _read_part(part, 1, 0)
             events.extend(piece["events"])
-            for group, table in (("frames", FRAME_ARRAYS), ("exchanges", EXCHANGE_ARRAYS)):
+            for group, table in (("frames", _frame_arrays(info)), ("exchanges", EXCHANGE_ARRAYS)):
                 for name, (unit, kind) in table.items():
                     values = piece[name if group == "frames" else f"exchange_{name}"]
                     _append(out, f"{group}/{name}", values, kind, unit)

@@ -20,13 +20,20 @@ import openmm  # isort: skip
 from .dataset import CGDataset
 from .engine import Engine, find_backend, find_platform, lfmiddle_integrator
 from .errors import CGMLError, InputError
-from .extrapolation import CoordinateRanges
+from .extrapolation import Monitor, Sighting
 from .files import segments_folder
 from .force import BACKENDS, FASTEST, backend_problem
 from .parallel import Ranks
 from .replicas import replicate_topology, start_positions
 from .reporters import ReporterHost
-from .run_file import Checkpoint, Run, RunWriter, read_checkpoint, read_run
+from .run_file import (
+    Checkpoint,
+    Run,
+    RunWriter,
+    outside_training,
+    read_checkpoint,
+    read_run,
+)
 from .sampling import SlowCoordinates, effective_samples
 from .system import Model, load_model
 from .units import strip, strip_array
@@ -158,7 +165,7 @@ class Langevin:
             "cuda_graphs": cuda_graphs,
         }
         self._minimized = minimize
-        self._ranges = CoordinateRanges.from_card(self.model.card)
+        self._monitor = Monitor.of(self.model.file.module().pmf, self.model.card)
         self._starts: dict[Path, str] = {}
         self.steps_per_second = float("nan")
         self.reporters: list[Any] = []
@@ -205,7 +212,10 @@ class Langevin:
         if len(self.temperatures) > 1 or self.engine.has_temperatures:
             self.engine.set_temperatures(self._copy_temperatures())
         self.engine.velocities = self._first_velocities()
-        self._extrapolated = np.zeros(self.engine.copies, dtype=bool)
+        # Who is known to be outside the training data, for each of the monitor's reasons.
+        self._reported = {
+            reason: np.zeros(self.engine.copies, dtype=bool) for reason in self._monitor.reasons
+        }
         self._dropped = np.zeros(self.engine.copies, dtype=bool)
         self._resets = np.zeros(self.engine.copies, dtype=np.int64)
         self._flagged = np.zeros(self.engine.copies, dtype=bool)  # since the last frame
@@ -408,10 +418,15 @@ class Langevin:
 
     def _results(self, output: Path) -> dict[str, Any]:
         """Return what a finished run's file says of it, besides its settings."""
-        sampled = effective_samples(read_run(output).at_temperature(self._watched_temperature()))
+        watched = read_run(output).at_temperature(self._watched_temperature())
+        statistics = {
+            **self._statistics(),
+            "effective_samples": effective_samples(watched),
+            **outside_training(watched),
+        }
         speed = self.steps_per_second
         speeds = {"replica_steps_per_second": speed} if np.isfinite(speed) else {}
-        return {**speeds, "statistics": {**self._statistics(), "effective_samples": sampled}}
+        return {**speeds, "statistics": statistics}
 
     def _lengths(self, ns: float | None, steps: int | None, interval: Any) -> tuple[int, int]:
         if (ns is None) == (steps is None):
@@ -450,6 +465,8 @@ class Langevin:
             "ranks": self.ranks.size,
             "processor": _processor(),
         }
+        if self._monitor.spread is not None:
+            settings["force_uncertainty"] = self._monitor.spread.to_dict()
         return self.ranks.same(settings)
 
     # -- resuming -------------------------------------------------------------------------------
@@ -475,7 +492,7 @@ class Langevin:
             "resets": self._resets,
             "flagged": self._flagged,
             "unread": self.engine.unread,
-            "extrapolated": self._extrapolated,
+            **self._reported,
             **{f"exchange_{k}": v for k, v in self._exchange_arrays().items()},
         }
         for k, reporter in enumerate(self.reporters):
@@ -495,7 +512,7 @@ class Langevin:
         self._dropped, self._resets = arrays["dropped"].astype(bool), arrays["resets"].copy()
         self._flagged = arrays["flagged"].astype(bool)
         self.engine.unread = arrays["unread"]
-        self._extrapolated = arrays["extrapolated"].astype(bool)
+        self._reported = {reason: arrays[reason].astype(bool) for reason in self._reported}
         self._load_exchange_arrays(_with_prefix(arrays, "exchange_"))
         if len(self.temperatures) > 1:
             self.engine.set_temperatures(self._copy_temperatures())
@@ -721,21 +738,8 @@ class _Loop:
     def _add_frame(self, energies: np.ndarray) -> None:
         simulation = self.simulation
         positions = self.engine.positions
-        outside = np.zeros(len(positions), dtype=bool)
-        if simulation._ranges is not None:
-            outside = simulation._ranges.outside(positions, simulation.box_vectors)
-            new = outside & ~simulation._extrapolated
-            for copy in np.flatnonzero(new):
-                self.writer.events.append(
-                    {
-                        "what": "extrapolating",
-                        "copy": simulation.share.start + int(copy),
-                        "time_ps": self.engine.time,
-                        "temperature_K": float(simulation._copy_temperatures()[copy]),
-                        "why": "a distance or angle is outside the training data",
-                    }
-                )
-            simulation._extrapolated |= outside
+        sighting = simulation._monitor.look(positions, simulation.box_vectors)
+        self._report(sighting)
         if simulation.ranks.size == 1:
             self._slow.add(positions[simulation.rungs == self._watched])
         self.writer.add(
@@ -745,8 +749,25 @@ class _Loop:
             kinetic_energy=self.engine.kinetic_energies(),
             rung=simulation.rungs[simulation.share],
             sick=simulation._flagged | simulation._dropped,
-            extrapolating=outside,
+            extrapolating=sighting.extrapolating,
+            force_uncertainty=sighting.uncertainty,
         )
+
+    def _report(self, sighting: Sighting) -> None:
+        """Write down which copies have left the training data for the first time, and why."""
+        simulation = self.simulation
+        for reason, flags in sighting.flags.items():
+            for copy in np.flatnonzero(flags & ~simulation._reported[reason]):
+                self.writer.events.append(
+                    {
+                        "what": "extrapolating",
+                        "copy": simulation.share.start + int(copy),
+                        "time_ps": self.engine.time,
+                        "temperature_K": float(simulation._copy_temperatures()[copy]),
+                        "why": sighting.why(reason, int(copy)),
+                    }
+                )
+            simulation._reported[reason] |= flags
 
     def _exchange(self, energies: np.ndarray) -> None:
         simulation = self.simulation

@@ -49,7 +49,8 @@ class TrainingPlan:
         loss: name and settings of the objective.
         settings: of the training.
         batches, steps: of an epoch, and of the optimiser in all.
-        seconds_a_step, seconds_a_validation: measured on this machine.
+        seconds_a_step, seconds_a_validation: measured on this machine, not compiled.
+        compiled: whether the steps of all molecules will be compiled.
         memory: bytes that this process has taken at most, or the GPU if it is used.
         device: where it was measured.
     """
@@ -64,10 +65,11 @@ class TrainingPlan:
     seconds_a_validation: float
     memory: int
     device: str
+    compiled: bool = False
 
     @property
     def seconds(self) -> float:
-        """Time of the whole training."""
+        """Time of the whole training, without what compiling takes and saves."""
         batches = self.batches * self.settings.epochs
         return self.seconds_a_step * batches + self.seconds_a_validation * self.settings.epochs
 
@@ -109,6 +111,8 @@ class TrainingPlan:
             f"time: {1000 * self.seconds_a_step:.1f} ms a batch, {self.seconds_a_validation:.2f} "
             f"s a validation on {self.device}: about {_duration(self.seconds)} in all"
         )
+        if self.compiled:
+            lines.append("steps are compiled: a minute at first, half the time then")
         lines.append(f"memory: {self.memory / 2**20:,.0f} MiB so far")
         return "\n".join(lines)
 
@@ -119,13 +123,14 @@ def plan(
     valid: Frames,
     *,
     loss: str | Objective = "force_matching",
+    compile: bool | None = None,
     accelerator: str = "auto",
     **settings: Any,
 ) -> TrainingPlan:
     """Say what `fit` would do, after some steps with a copy of the PMF; writes nothing.
 
     Args:
-        pmf, train, valid, loss, accelerator: as of `fit`.
+        pmf, train, valid, loss, compile, accelerator: as of `fit`.
         **settings: those of `fit` that `Settings` has.
 
     Raises:
@@ -133,6 +138,7 @@ def plan(
     """
     chosen = Settings(**settings)
     work = prepare(copy.deepcopy(pmf), train, valid, loss, chosen)
+    compiled = all(work.compiles(compile))
     gpu = accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     step = _time_steps(work, device)
@@ -154,6 +160,7 @@ def plan(
         seconds_a_validation=validation,
         memory=_memory(gpu),
         device=torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
+        compiled=compiled,
     )  # fmt: skip
 
 

@@ -70,3 +70,37 @@ def test_minimum_image_in_a_triclinic_box_finds_the_nearest_of_all_images() -> N
 def test_no_box_means_no_change() -> None:
     vectors = torch.randn(4, 3)
     assert geometry.minimum_image(vectors, None) is vectors
+
+
+@pytest.mark.parametrize(
+    ("pairs", "angles", "torsions"),
+    [
+        ([(0, 3), (5, 1)], [(0, 1, 2), (4, 2, 5)], [(0, 1, 2, 3), (5, 3, 1, 0)]),
+        ([(0, 3), (5, 1), (0, 5)], [], []),
+        ([], [(0, 1, 2)], []),
+        ([], [], [(2, 1, 0, 4)]),
+    ],
+    ids=["all kinds", "distances", "an angle", "a torsion"],
+)
+def test_sums_of_large_molecules_are_those_of_small_ones(
+    pairs, angles, torsions, monkeypatch
+) -> None:
+    """By matrices up to a size and term by term beyond it: the same values and forces."""
+    box = torch.tensor([[3.0, 0, 0], [0.5, 2.8, 0], [-0.4, 0.3, 2.5]], dtype=torch.float64)
+    small = geometry.InternalCoordinates(pairs, angles, torsions).double()
+    monkeypatch.setattr(geometry, "_MOST_ADDING", 0)
+    large = geometry.InternalCoordinates(pairs, angles, torsions).double()
+    assert small.small and not large.small
+    generator = torch.Generator().manual_seed(0)
+    beads = 8  # the last two are in no coordinate
+    x = torch.randn(3, beads, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    pull = torch.randn(len(small.names), 3, generator=generator, dtype=torch.float64)
+    for vectors in (None, box):
+        values = small(x, vectors)
+        (gradient,) = torch.autograd.grad((values.T * pull).sum(), x)
+        for coordinates in (small, large):
+            internals = coordinates.evaluate(x.detach(), vectors)
+            forces = coordinates.forces(internals, pull, beads)
+            assert torch.allclose(internals.values.T, values, rtol=1e-12)
+            assert torch.allclose(forces, -gradient, rtol=1e-10, atol=1e-12)
+            assert forces[:, 6:].abs().max() == 0

@@ -29,8 +29,8 @@ LEVELS = [
     ),
     "pmf/ flow/",
     (
-        "losses relative_entropy extrapolation training_data training_settings training_weights "
-        "training_step training_state train ensemble training_plan"
+        "training_compile losses relative_entropy extrapolation training_data training_settings "
+        "training_weights training_step training_state train ensemble training_plan"
     ),
     "model_file",
     "native/ native_prior torchforce force system plugin",
@@ -38,7 +38,7 @@ LEVELS = [
     "analysis benchmark export backmap entropy plot map_picture report",
     (
         "doctor quickstart command_options command_map command_data command_reference "
-        "command_train cli __main__"
+        "command_prior command_train cli __main__"
     ),
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.
@@ -49,8 +49,8 @@ FAMILIES = {
     ),
     "reference": "setup variables bias machine recorder methods session run reporter",
     "pmf": (
-        "core prior_terms prior_indices prior_rows prior_table prior_fit prior layers cgnet "
-        "radial message short_range schnet painn foreign external ensemble"
+        "core tracing prior_terms prior_indices prior_rows radial message short_range prior_table "
+        "prior_fit prior_contacts prior layers cgnet schnet painn foreign external ensemble"
     ),
     "flow": "core internal coupling matching fiber",
     "native": "cache library package force ahead",

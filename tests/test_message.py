@@ -1,4 +1,4 @@
-"""What message-passing networks promise beyond the PMF contract: cutoffs, types, sizes, tables."""
+"""What message-passing networks promise beyond the contract: adjoints, types, boxes, tables."""
 
 import math
 
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.backend
 
 NETWORKS = {"schnet": SchNet, "painn": PaiNN}
 TYPES = ["A", "B", "A", "C", "B", "A"]
-BOX = torch.tensor([[2.5, 0, 0], [0.4, 3.0, 0], [-0.3, 0.5, 2.8]], dtype=torch.float64)
 
 
 def make(name: str, types=TYPES, dense: bool = True, cutoff: float = 0.9, **more) -> MessagePMF:
@@ -43,77 +42,14 @@ def name(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("box", [None, BOX], ids=["vacuum", "periodic"])
-def test_all_pairs_and_cells_agree(name, box) -> None:
-    positions = frames(4)
-    dense, cells = make(name), make(name, dense=False)
-    for found, expected in zip(
-        energy_and_forces(cells, positions, box),
-        energy_and_forces(dense, positions, box),
-        strict=True,
-    ):
-        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
-    script = torch.jit.script(cells)
-    for found, expected in zip(
-        script.energies_and_forces(positions, box),
-        energy_and_forces(dense, positions, box),
-        strict=True,
-    ):
-        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("dense", [True, False])
-def test_second_derivatives(name, dense) -> None:
-    network, positions = make(name, dense=dense), frames(2).requires_grad_(True)
+def test_adjoints_written_by_hand_can_be_differentiated_again(name) -> None:
+    network, positions = make(name, TYPES[:4]), frames(1, 4).requires_grad_(True)
     assert torch.autograd.gradcheck(network, (positions,))
     assert torch.autograd.gradgradcheck(network, (positions,))
 
 
-def test_training_gradients_are_those_of_the_scripted_network(name) -> None:
-    """The convolution's own gradient against autograd's, twice differentiated."""
-    positions = frames(3)
-    gradients = []
-    for network in (make(name), torch.jit.script(make(name))):
-        leaf = positions.clone().requires_grad_(True)
-        (force,) = torch.autograd.grad(network(leaf).sum(), leaf, create_graph=True)
-        force.square().sum().backward()
-        gradients.append([p.grad.clone() for p in network.parameters()])
-    for found, expected in zip(*gradients, strict=True):
-        assert torch.allclose(found, expected, rtol=1e-8, atol=1e-12)
-
-
-def test_smooth_to_second_order_at_the_cutoff(name) -> None:
-    """Two beads pulled apart: energy, force and its slope go to zero together."""
-    network = make(name, ["A", "B"], cutoff=0.8)
-    step = 1e-4
-    distances = 0.8 + step * torch.arange(-40, 41, dtype=torch.float64)
-    positions = torch.zeros(len(distances), 2, 3, dtype=torch.float64)
-    positions[:, 1, 0] = distances
-    energies, forces = energy_and_forces(network, positions)
-    far = network(torch.tensor([[[0.0, 0, 0], [5.0, 0, 0]]], dtype=torch.float64))
-    pull = forces[:, 1, 0]
-    curvature = pull.diff() / step
-    assert torch.allclose(energies[41:], far.expand(40), rtol=0, atol=1e-12)
-    assert pull[40:].abs().max() < 1e-12
-    inside = curvature[:40].abs()
-    assert inside[0] > 10 * inside[-1]  # falls towards the cutoff, linearly
-    assert inside[-1] < 3 * inside[0] / 40
-    assert curvature[40:].abs().max() < 1e-8
-
-
-def test_beads_of_one_type_may_change_places(name) -> None:
-    network, positions = make(name), frames(3)
-    order = [2, 4, 0, 3, 1, 5]  # A, B and C among themselves
-    energies, forces = energy_and_forces(network, positions)
-    moved, moved_forces = energy_and_forces(network, positions[:, order])
-    assert torch.allclose(moved, energies, rtol=1e-12)
-    assert torch.allclose(moved_forces, forces[:, order], rtol=1e-9, atol=1e-10)
-    swapped = network(positions[:, [1, 0, 2, 3, 4, 5]])  # an A with a B
-    assert (swapped - energies).abs().min() > 1e-6
-
-
-def test_size_consistency_and_transfer(name) -> None:
-    """Two molecules far apart have the sum of their energies, each from its own network."""
+def test_one_network_serves_molecules_of_the_same_types(name) -> None:
+    """Two far apart have the sum of their energies, each from the network made for it."""
     network, positions = make(name), frames(3)
     pair = network.for_topology(topology(TYPES + TYPES[:4]))
     far = torch.cat([positions, positions[:, :4] + 7.0], dim=1)
@@ -143,13 +79,10 @@ def topology(types) -> cgml.CGTopology:
     )
 
 
-def test_only_painn_tells_mirror_images_apart() -> None:
+def test_painn_without_triple_products_is_blind_to_mirrors() -> None:
     positions = frames(3)
     mirrored = positions * torch.tensor([1.0, 1.0, -1.0])
-    change = {n: (make(n)(positions) - make(n)(mirrored)).abs() for n in NETWORKS}
     blind = make("painn", chiral=False)
-    assert change["schnet"].max() < 1e-12
-    assert change["painn"].min() > 1e-7
     assert (blind(positions) - blind(mirrored)).abs().max() < 1e-12
 
 

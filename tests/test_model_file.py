@@ -119,3 +119,36 @@ def test_every_network_passes_the_operator_check(name, dataset, tmp_path) -> Non
     script = read_model_file(tmp_path / "m.pt").module()
     require_trusted(script, "m.pt")
     require_trusted(torch.jit.freeze(script), "frozen")
+
+
+class Foreign(cgml.PMF):
+    """A PMF that calls an operator of another package."""
+
+    def forward(
+        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Energies."""
+        return torch.ops.elsewhere.twice(positions.square()).sum(dim=(1, 2))
+
+    def arguments(self) -> dict:
+        return {}
+
+
+def test_operators_of_a_package_that_is_not_imported_are_named(dataset, tmp_path) -> None:
+    x = dataset.positions[:2].astype(float)
+    with torch.library._scoped_library("elsewhere", "DEF") as package:
+        package.define("twice(Tensor x) -> Tensor")
+        package.impl("twice", lambda x: 2 * x, "CompositeImplicitAutograd")
+        cgml.save_model(tmp_path / "model.pt", Foreign(), dataset)
+        with pytest.raises(cgml.UntrustedModelError, match="calls elsewhere::twice"):
+            read_model_file(tmp_path / "model.pt")
+        module = read_model_file(tmp_path / "model.pt", trust=True).module(copies=2)
+        found = module.copy_energies(torch.tensor(x.reshape(-1, 3)))
+        assert np.allclose(found, 2 * np.square(x).sum((1, 2)), rtol=1e-5)
+    # The operator is gone, as in a process that has not imported the package.
+    for trust in (False, True):
+        with pytest.raises(
+            cgml.ModelFileError,
+            match="operator elsewhere::twice of another package; import that package before",
+        ):
+            read_model_file(tmp_path / "model.pt", trust=trust)

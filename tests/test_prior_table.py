@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import torch
 
+import numpy as np
 import pytest
 
 import openmm_cgml as cgml
+from openmm_cgml import geometry
 from openmm_cgml.errors import InputError
+from openmm_cgml.model_file import read_model_file
 from openmm_cgml.pmf.core import build
 from openmm_cgml.pmf.prior import (
     AngleRow,
@@ -17,11 +20,14 @@ from openmm_cgml.pmf.prior import (
     Charges,
     ImproperRow,
     PriorTable,
+    Repulsion,
     RepulsionRow,
     TorsionRow,
     TypedPrior,
+    fit_prior_table,
     read_prior_table,
 )
+from openmm_cgml.pmf.short_range import ShortRangeRepulsion
 
 pytestmark = pytest.mark.backend
 
@@ -187,6 +193,130 @@ def test_sections_without_rows_are_left_out() -> None:
     assert [type(t).__name__ for t in near.terms] == ["HarmonicBonds"]
 
 
+# ---------------------------------------------------------------- tiny and large molecules
+
+
+def test_a_molecule_without_any_of_the_terms_has_no_energy(positions) -> None:
+    """Two beads, and a table of torsions alone: alone, in a sum, scripted, frozen, in a file."""
+    empty = PriorTable(torsions=TABLE.torsions).to_pmf(chain("AB")).double()
+    x = positions[:, :2]
+    spring = PriorTable(bonds=TABLE.bonds).to_pmf(chain("AB")).double()
+    expected = spring.energies_and_forces(x)
+    for pmf, right in ((empty, (0 * expected[0], 0 * expected[1])),
+                       (cgml.SumPMF(empty), (0 * expected[0], 0 * expected[1])),
+                       (cgml.SumPMF(empty, spring), expected)):  # fmt: skip
+        script = torch.jit.script(pmf.double().eval())
+        frozen = torch.jit.freeze(script, preserved_attrs=["energies_and_forces"])
+        for program in (pmf, script, script, frozen, frozen):
+            assert torch.equal(program(x), right[0])
+            for found, one in zip(program.energies_and_forces(x), right, strict=True):
+                assert torch.equal(found, one)
+        again = build(json.loads(json.dumps(pmf.architecture()))).double()
+        assert torch.equal(again(x), right[0])
+    # It comes to life again in another molecule.
+    moved = empty.for_topology(chain("ABBA"))
+    row = PriorTable(torsions=TABLE.torsions).to_pmf(chain("ABBA")).double()
+    assert torch.equal(moved(positions[:, :4]), row(positions[:, :4])) and moved(positions).all()
+
+
+def test_the_terms_of_one_molecule_make_a_table_of_all() -> None:
+    """A fit, for which one molecule at least must have the terms."""
+    rng = np.random.default_rng(0)
+
+    def frames(types: str) -> cgml.CGDataset:
+        x = 0.3 * np.arange(len(types))[:, None] + 0.05 * rng.standard_normal((40, len(types), 3))
+        return cgml.CGDataset(x, chain(types), temperature=300.0)
+
+    small, large = frames("AB"), frames("BABA")
+    table = fit_prior_table([small, large], ["torsions"])
+    x = torch.tensor(small.positions)
+    assert not table.to_pmf(small.topology)(x).any()
+    assert table.to_pmf(large.topology)(torch.tensor(large.positions)).all()
+    with pytest.raises(InputError, match="has none of torsions; leave the prior out"):
+        fit_prior_table(small, ["torsions"])
+
+
+LARGE = chain("ABB" * 40)
+
+
+def coil(copies: int, beads: int) -> torch.Tensor:
+    """Random walks with steps of 0.35 nm, float64."""
+    steps = np.random.default_rng(5).standard_normal((copies, beads, 3))
+    steps *= 0.35 / np.linalg.norm(steps, axis=-1, keepdims=True)
+    return torch.tensor(np.cumsum(steps, axis=1))
+
+
+LARGE_TABLE = PriorTable(
+    bonds=TABLE.bonds,
+    angles=(*TABLE.angles, AngleRow(("B", "A", "B"), 0.2, 10.0)),
+    repulsion=TABLE.repulsion,
+    electrostatics=TABLE.electrostatics,
+)
+
+
+def test_large_molecules_have_no_list_of_pairs() -> None:
+    """The same energy up to the tail of the repulsion, which is switched off beyond 0.5 nm."""
+    prior = LARGE_TABLE.to_pmf(LARGE).double()
+    assert [type(term) for term in prior.terms] == [TypedPrior, ShortRangeRepulsion]
+    assert not prior.terms[1].dense
+    listed = TypedPrior(LARGE_TABLE, LARGE).double()
+    pairs = listed.terms[2]
+    assert type(pairs) is Repulsion and len(pairs.indices) == 118 * 117 / 2
+    x = coil(4, len(LARGE))
+    expected, found = listed(x), prior(x)
+    distances = geometry.distances(x, pairs.indices)
+    tails = pairs.strength * (pairs.radius / distances) ** 12
+    beyond = torch.where(distances > 0.5, tails, 0).sum(-1)
+    near = torch.where(distances > 0.5, 0, tails).sum(-1)
+    assert (near > 1e6 * beyond).all()  # what is compared is there
+    assert ((expected - found) > 0).all() and (expected - found < beyond + 1e-9 * near).all()
+    # Without anything near, all of it is the rest of the prior.
+    x = x * 20
+    assert torch.allclose(prior(x), listed(x), rtol=1e-9)
+
+
+def test_a_prior_changes_its_kind_with_the_size_of_the_molecule() -> None:
+    small, x = chain("ABBABB"), coil(2, len(LARGE))
+    grown = LARGE_TABLE.to_pmf(small).double().for_topology(LARGE)
+    assert [type(term) for term in grown.terms] == [TypedPrior, ShortRangeRepulsion]
+    assert torch.equal(grown(x), LARGE_TABLE.to_pmf(LARGE).double()(x))
+    shrunk = grown.for_topology(small)
+    assert shrunk.terms[1].dense and shrunk(x[:, :6]).dtype == torch.float64
+    listed = LARGE_TABLE.to_pmf(small).double()(x[:, :6])
+    assert ((listed - shrunk(x[:, :6])).abs() < 0.1).all()
+    alone = PriorTable(repulsion=TABLE.repulsion).to_pmf(LARGE)
+    assert isinstance(alone, ShortRangeRepulsion)
+
+
+def test_a_model_file_of_a_large_molecule(tmp_path) -> None:
+    x = coil(3, len(LARGE)).float()
+    dataset = cgml.CGDataset(x.numpy(), LARGE, temperature=300.0)
+    prior = LARGE_TABLE.to_pmf(LARGE)
+    cgml.save_model(tmp_path / "model.pt", prior, dataset)
+    again = read_model_file(tmp_path / "model.pt")
+    assert torch.equal(again.rebuild()(x), prior(x))
+    found = again.module(copies=3).energies_and_forces(x.reshape(-1, 3))
+    for one, right in zip(found, prior.energies_and_forces(x), strict=True):
+        assert torch.allclose(one, right, rtol=1e-5)
+    other = again.for_molecule(chain("BBA")).rebuild()
+    assert torch.equal(other(x[:, :3]), prior.for_topology(chain("BBA"))(x[:, :3]))
+
+
+def test_a_large_molecule_needs_the_radii_of_its_pairs_alone() -> None:
+    """The one C repels As and Bs; as there is no other, nothing is asked about C with C."""
+    topology = chain("ABB" * 40 + "C")
+    rows = (*TABLE.repulsion, RepulsionRow(("A", "C"), 0.4, 2.0))
+    with pytest.raises(
+        InputError, match=r"types B-C repel .*\[\[repulsion\]\] with types = \[\"B"
+    ):
+        PriorTable(repulsion=rows).to_pmf(topology)
+    rows = (*rows, RepulsionRow(("B", "C"), 0.4, 2.0))
+    prior = PriorTable(repulsion=rows).to_pmf(topology)
+    with pytest.raises(InputError, match="types C-C repel each other"):
+        prior.for_topology(chain("CABC"))
+    assert prior.for_topology(chain("CAC")).beads == 3  # two bonds apart: no repulsion
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -203,9 +333,9 @@ def test_types_without_a_row_are_named(topology, message) -> None:
         TABLE.to_pmf(topology)
 
 
-def test_a_molecule_without_any_term_is_refused() -> None:
-    with pytest.raises(InputError, match="no rows for any term of this molecule; leave the prior"):
-        PriorTable(bonds=TABLE.bonds).to_pmf(topology_of("A", []))
+def test_a_table_without_rows_is_refused() -> None:
+    with pytest.raises(InputError, match="the prior table has no rows; add some, or leave the"):
+        PriorTable().to_pmf(chain("AB"))
     with pytest.raises(InputError, match="M2-C is of type 'C', which has no charge .*add \"C\" ="):
         PriorTable(electrostatics=TABLE.electrostatics).to_pmf(chain("ABC"))
 

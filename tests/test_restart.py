@@ -26,7 +26,9 @@ import openmm_cgml as cgml
 from openmm_cgml import files, run_file
 from openmm_cgml.files import segments_folder
 from openmm_cgml.force import backend_problem, torchforce_problem
+from openmm_cgml.pmf.ensemble import EnsemblePMF
 from openmm_cgml.run_file import FRAME_ARRAYS, Checkpoint, RunWriter
+from openmm_cgml.train import FitResult
 
 INTERVAL = 0.02  # ps, ten steps
 FRAMES = 120
@@ -681,3 +683,51 @@ def test_files_of_a_rank_that_a_kill_left_alone_are_removed(dataset, tmp_path) -
     run = cgml.read_run(output)
     assert run.positions.shape[:2] == (3, 2)
     assert run.energy.tolist() == [[0, 1]] * 3
+
+
+# ---------------------------------------------------------------- what only some runs have
+
+
+def test_the_uncertainty_of_an_ensemble_goes_on(dataset, tmp_path) -> None:
+    """To the bit, though each start is a new program; what was reported is not again."""
+    net = cgml.PMFS["cgnet"](dataset, width=8, depth=2)
+    pmf = EnsemblePMF(Springs(), cgml.SumPMF(Springs(), net))
+    metrics = {"force_uncertainty": {"typical": 1.0, "limit": 30.0}}
+    cgml.save_model(tmp_path / "model.pt", FitResult(pmf, dataset, [], None, metrics))
+
+    def run(name: str, **limits: float) -> "cgml.run_file.Run":
+        return cgml.Langevin(tmp_path / "model.pt", dataset, 4).run(
+            tmp_path / name, steps=80, interval=INTERVAL, checkpoint_seconds=0, **limits
+        )
+
+    once = run("whole.h5")
+    assert once.force_uncertainty.shape == (8, 4) and once.extrapolating.any()
+    assert len(once.events) == once.extrapolating.any(axis=0).sum()
+    part = run("run.h5", seconds=0)
+    assert not part.finished and 0 < len(part) < 8
+    assert np.array_equal(part.force_uncertainty, once.force_uncertainty[: len(part)])
+    again = run("run.h5")
+    assert_same(again, once)
+    assert np.array_equal(again.force_uncertainty, once.force_uncertainty)
+
+
+def test_ranks_join_their_uncertainties(dataset, tmp_path) -> None:
+    """Of segments with frames and without."""
+    output = tmp_path / "run.h5"
+    info = {"copies": 3, "ranks": 2, "temperatures_K": [300.0], "force_uncertainty": {}}
+    writers = [RunWriter(output, dataset.topology, info, rank) for rank in range(2)]
+    for step, frames in ((0, 0), (2, 2), (3, 1)):
+        for rank, writer in enumerate(writers):
+            none = np.zeros(rank + 1)
+            for frame in range(frames):
+                writer.add(
+                    positions=np.zeros((rank + 1, len(dataset.topology), 3)), time=step + frame,
+                    energy=none, kinetic_energy=none, rung=none, sick=none, extrapolating=none,
+                    force_uncertainty=10 * np.arange(rank, 2 * rank + 1) + step + frame,
+                )  # fmt: skip
+            writer.flush(Checkpoint(step, {}, {}, b""))
+    expected = np.array([[2, 12, 22], [3, 13, 23], [3, 13, 23]])
+    assert np.array_equal(cgml.read_run(output).force_uncertainty, expected)
+    writers[0].finish()
+    assert np.array_equal(cgml.read_run(output).force_uncertainty, expected)
+    assert np.array_equal(cgml.read_run(output, stride=2).force_uncertainty, expected[::2])

@@ -1,6 +1,9 @@
 """Langevin dynamics: exact statistics, files that survive, copies that are independent."""
 
 import signal
+from pathlib import Path
+
+import torch  # before openmm
 
 import h5py
 import mdtraj
@@ -13,8 +16,11 @@ from openmm import app, unit
 import openmm_cgml as cgml
 from openmm_cgml.engine import find_platform
 from openmm_cgml.force import BACKENDS
+from openmm_cgml.pmf.ensemble import EnsemblePMF
 from openmm_cgml.replicas import replicate_topology
+from openmm_cgml.run_file import outside_training
 from openmm_cgml.simulate import SimulationError
+from openmm_cgml.train import FitResult
 from openmm_cgml.units import thermal_energy
 
 SPRING = 800.0  # kJ/mol/nm^2
@@ -212,3 +218,100 @@ def replicated(model, copies):
     topology = replicate_topology(model.topology, copies)
     assert topology.bonds[4:8] == ((5, 6), (6, 7), (7, 8), (8, 9))
     return topology.to_mdtraj()
+
+
+# ---------------------------------------------------------------- ensembles
+
+SOFT, STIFF, LIMIT = 100.0, 300.0, 120.0  # kJ/mol/nm^2 twice, kJ/mol/nm
+
+
+class Chain(cgml.PMF):
+    """Springs of zero length along the chain, of some stiffness."""
+
+    def __init__(self, stiffness: float) -> None:
+        super().__init__()
+        self.stiffness = stiffness
+
+    def forward(
+        self, positions: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Energies."""
+        bonds = positions[:, 1:] - positions[:, :-1]
+        return 0.5 * self.stiffness * bonds.square().sum(dim=(1, 2))
+
+    def arguments(self) -> dict:
+        return {"stiffness": self.stiffness}
+
+
+def exact_uncertainty(positions: np.ndarray) -> np.ndarray:
+    """Two members: |F_1 - F_2| / sqrt(2), of the bead where it is largest."""
+    bonds = np.diff(positions.astype(float), axis=-2)
+    ends = np.zeros_like(bonds[..., :1, :])
+    pull = np.diff(np.concatenate([ends, bonds, ends], axis=-2), axis=-2)
+    return (STIFF - SOFT) / np.sqrt(2) * np.linalg.norm(pull, axis=-1).max(-1)
+
+
+def ensemble(path: Path, dataset, **metrics) -> "cgml.system.Model":
+    """A prior and an ensemble of two."""
+    pmf = cgml.SumPMF(Springs(), EnsemblePMF(Chain(SOFT), Chain(STIFF)))
+    cgml.save_model(path, FitResult(pmf, dataset, [], None, metrics))
+    return cgml.load_model(path)
+
+
+def test_uncertainty_of_an_ensemble_is_stored_and_flagged(dataset, tmp_path) -> None:
+    record = {"typical": 20.0, "limit": LIMIT}
+    model = ensemble(tmp_path / "model.pt", dataset, force_uncertainty=record)
+    begin = start(4)
+    begin[2] *= 10
+    run = cgml.Langevin(model, begin, 4).run(tmp_path / "run.h5", steps=60, interval=0.02)
+    exact = exact_uncertainty(run.positions)
+    assert run.force_uncertainty.shape == (6, 4)
+    np.testing.assert_allclose(run.force_uncertainty, exact, rtol=1e-4)
+    assert exact[0, 2] > LIMIT > 2 * np.delete(exact, 2, axis=1).max()
+    assert np.array_equal(run.extrapolating, exact > LIMIT)
+    (event,) = run.events  # once, though it stays there
+    assert event["what"] == "extrapolating" and event["copy"] == 2
+    assert event["time_ps"] == pytest.approx(0.02) and event["temperature_K"] == 300
+    assert f"forces differ by {exact[0, 2]:.0f} kJ/mol/nm, more than 120" in event["why"]
+    assert run.info["force_uncertainty"] == record
+    flagged = (exact > LIMIT).mean()
+    assert run.info["statistics"]["uncertain"] == pytest.approx(flagged)
+    assert outside_training(run) == pytest.approx({"extrapolating": flagged, "uncertain": flagged})
+    # As the other arrays of a frame are.
+    every = cgml.read_run(tmp_path / "run.h5", stride=2)
+    assert np.array_equal(every.force_uncertainty, run.force_uncertainty[::2])
+    assert np.array_equal(run.after(0.05).force_uncertainty, run.force_uncertainty[2:])
+    assert np.array_equal(run.of_copy(2).force_uncertainty, run.force_uncertainty[:, 2:3])
+    text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+    with h5py.File(tmp_path / "run.h5") as handle:
+        assert handle["frames/force_uncertainty"].attrs["unit"] == "kJ/mol/nm"
+        for name in (*(f"frames/{n}" for n in handle["frames"]), *run.info, *record, "uncertain"):
+            assert f"`{name}`" in text, name
+
+
+def test_each_rung_has_the_uncertainty_of_its_copies(dataset, tmp_path) -> None:
+    model = ensemble(tmp_path / "model.pt", dataset)
+    exchange = cgml.ReplicaExchange(
+        model, start(6), [300, 320, 340], copies=2, exchange_interval=0.01
+    )
+    run = exchange.run(tmp_path / "run.h5", steps=200, interval=0.02)
+    assert (run.rung != run.rung[0]).any()
+    cold = run.at_temperature(300)
+    assert cold.force_uncertainty.shape == (20, 2)
+    np.testing.assert_allclose(
+        cold.force_uncertainty, exact_uncertainty(cold.positions), rtol=1e-4
+    )
+
+
+def test_uncertainty_without_a_limit_flags_nothing(springs, dataset, tmp_path) -> None:
+    model = ensemble(tmp_path / "model.pt", dataset)
+    run = cgml.Langevin(model, 10 * start(2), 2).run(tmp_path / "run.h5", steps=20, interval=0.02)
+    assert run.force_uncertainty.min() > LIMIT
+    assert not run.extrapolating.any() and run.events == []
+    assert run.info["force_uncertainty"] == {"typical": None, "limit": None}
+    assert run.info["statistics"]["extrapolating"] == 0
+    assert "uncertain" not in run.info["statistics"]
+    plain = cgml.Langevin(springs, start(2), 2).run(tmp_path / "plain.h5", steps=20, interval=0.02)
+    assert plain.force_uncertainty is None and "force_uncertainty" not in plain.info
+    with h5py.File(tmp_path / "plain.h5") as handle:
+        assert "force_uncertainty" not in handle["frames"]

@@ -8,6 +8,7 @@ import pytest
 import openmm_cgml as cgml
 from openmm_cgml import ensemble as ensemble_module
 from openmm_cgml.ensemble import fit_ensemble, force_uncertainty
+from openmm_cgml.extrapolation import ForceSpread
 from openmm_cgml.pmf.core import build, energy_and_forces
 from openmm_cgml.pmf.ensemble import EnsemblePMF
 
@@ -57,9 +58,25 @@ def test_a_model_file_keeps_the_spread(ensemble, dataset, positions, tmp_path) -
     expected = ensemble.force_variance(positions).sqrt()
     for some in (model, ensemble):
         np.testing.assert_allclose(force_uncertainty(some, positions), expected, rtol=1e-3)
+    # The first call, and in any size of batch: a run that goes on stores the same.
+    first = force_uncertainty(model, positions)
+    assert np.array_equal(first, force_uncertainty(model, positions))
     rebuilt = build(model.card["architecture"])
     rebuilt.load_state_dict(ensemble.state_dict())
     assert torch.equal(rebuilt(positions), ensemble(positions))
+
+
+def test_an_ensemble_within_a_sum_is_found(members, dataset, positions, tmp_path) -> None:
+    prior, nets = members[0].terms[0], [member.terms[1] for member in members]
+    whole = cgml.SumPMF(prior, EnsemblePMF(*nets)).eval()
+    alone = force_uncertainty(EnsemblePMF(*nets).eval(), positions)
+    assert np.array_equal(force_uncertainty(whole, positions), alone)
+    cgml.save_model(tmp_path / "sum.pt", whole, dataset)
+    loaded = cgml.load_model(tmp_path / "sum.pt")
+    np.testing.assert_allclose(force_uncertainty(loaded, positions), alone, rtol=1e-3)
+    # Of two in one sum the variances add: an upper bound, for each takes its own worst bead.
+    both = cgml.SumPMF(EnsemblePMF(*nets), EnsemblePMF(*nets)).eval()
+    np.testing.assert_allclose(force_uncertainty(both, positions), np.sqrt(2) * alone, rtol=1e-6)
 
 
 def test_it_runs_in_openmm(ensemble, dataset, tmp_path) -> None:
@@ -92,8 +109,16 @@ def test_members_agree_on_the_data_and_differ_beyond(dataset, tmp_path) -> None:
     centre = valid.positions.mean(1, keepdims=True)
     outside = force_uncertainty(result.pmf, centre + 1.6 * (valid.positions - centre))
     assert np.median(outside) > 2 * np.median(inside)
+    # The limit of the monitor.
+    seen = force_uncertainty(result.pmf, train.positions)
+    record = result.metrics["force_uncertainty"]
+    assert record["typical"] == pytest.approx(np.median(seen), rel=1e-6)
+    assert record["limit"] == pytest.approx(1.2 * np.quantile(seen, 0.999), rel=1e-6)
+    assert (inside > record["limit"]).mean() < 0.01
     cgml.save_model(tmp_path / "model.pt", result)
-    assert cgml.load_model(tmp_path / "model.pt").card["training"]["members"]
+    model = cgml.load_model(tmp_path / "model.pt")
+    assert model.card["training"]["members"]
+    assert ForceSpread.of(model.file.module().pmf, model.card).to_dict() == record
 
 
 def test_a_bootstrap_draws_whole_blocks(dataset, monkeypatch) -> None:

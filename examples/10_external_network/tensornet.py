@@ -3,7 +3,7 @@
 TorchMD-Net counts in the units of its data, usually angstrom and kcal/mol, numbers the types of
 beads, and is called with all beads of all copies in one list. `external` does all that.
 
-    pip install torchmd-net
+    pip install "openmm_cgml[external]"
 
 Its operators come with the package, not with torch. So a program that loads the model file imports
 it first, and says ``trust=True``, since nobody has checked those operators.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..model_file import ModelFile
+from ..pmf.tracing import quiet_compiler, untraceable
 from ..version import __version__
 from . import cache as storage
 from .library import NO_COMPILER, compiler
@@ -156,10 +157,8 @@ def _export_model(model: ModelFile, question: dict[str, Any]) -> Any:
     """Return the exported program of a model's energies and forces."""
     device, one = question["device"], question["shape"] == "one copy"
     pmf = model.rebuild().requires_grad_(False).to(device)
-    if any(isinstance(part, torch.jit.ScriptModule) for part in pmf.modules()):
-        raise InputError("it holds a TorchScript program, which the compiler cannot look into")
-    if any(not getattr(part, "dense", True) for part in pmf.modules()):
-        raise InputError("it searches for neighbours, whose number changes from step to step")
+    if (why := untraceable(pmf)) is not None:
+        raise InputError(why)
     for tensor in (*pmf.parameters(), *pmf.buffers()):
         # As the force hands them over; other strides would be compiled in.
         tensor.data = tensor.data.contiguous()
@@ -203,7 +202,8 @@ def _hash_of(exported: Any, model: ModelFile) -> str:
 
 
 def _compile(exported: Any, settings: dict[str, Any], path: Path) -> None:
-    with _quiet(), tempfile.TemporaryDirectory(dir=path.parent) as scratch, _scratch(scratch):
+    folder = tempfile.TemporaryDirectory(dir=path.parent)
+    with quiet_compiler(), folder as scratch, _scratch(scratch):
         archive = torch._inductor.aoti_compile_and_package(
             exported,
             package_path=str(Path(scratch) / "package.pt2"),
@@ -309,17 +309,3 @@ def _scratch(folder: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide torch's remarks about compilers for devices that are not asked for."""
-    noisy = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
-    levels = [one.level for one in noisy]
-    for one in noisy:
-        one.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for one, level in zip(noisy, levels, strict=True):
-            one.setLevel(level)

@@ -15,7 +15,9 @@ from ..collection import DatasetCollection
 from ..dataset import CGDataset
 from ..errors import InputError
 from ..units import thermal_energy
-from .core import SumPMF
+from .core import PMF, SumPMF
+from .message import MOST_DENSE
+from .prior_contacts import closest_distances
 from .prior_fit import fit_torsion, moments, pooled_moments, torsion_sample
 from .prior_indices import term_indices, types_of
 from .prior_rows import AngleRow, BondRow, Charges, ImproperRow, RepulsionRow, TorsionRow
@@ -122,7 +124,7 @@ def fit_prior(
     by: str = "term",
     orders: int = DEFAULT_ORDERS,
     charges: Charges | None = None,
-) -> SumPMF | TypedPrior:
+) -> PMF:
     """Fit bond, angle, torsion, improper and repulsion terms to a dataset's distributions.
 
     - bonds: the density of d over the Jacobian d^2 is taken as Gaussian, so d0 and kT/k are mean
@@ -140,13 +142,14 @@ def fit_prior(
         terms: which kinds to fit.
         by: ``"term"``: each term has its own parameters. ``"type"``: terms of the same bead types
             share theirs, and the prior can be made again for another molecule; see
-            `fit_prior_table`.
+            `fit_prior_table`. Take it for large molecules: their pairs are too many to be listed.
         orders: harmonics of the torsions.
         charges: charges by bead type, for screened Coulomb energies between beads four or more
             bonds apart; they are given, not fitted. None: no such energy.
 
     Returns:
-        The sum of the terms, without trainable parameters: with ``by="type"`` a `TypedPrior`.
+        The sum of the terms, without trainable parameters: with ``by="type"`` as
+        `PriorTable.to_pmf`.
 
     Raises:
         InputError: if a term is unknown, or the molecule has none of the coordinates asked for.
@@ -164,15 +167,12 @@ def fit_prior(
     kt = thermal_energy(dataset.temperature)
     fitted: list[PriorTerm] = []
     for kind in _checked(terms, orders):
-        indices = term_indices(dataset.topology, kind)
-        if indices:
-            rows = [
-                _FITS[kind].row(types_of(dataset.topology, beads, kind), [summary], kt)
-                for beads, summary in zip(
-                    indices, _summaries(dataset, kind, indices, orders), strict=True
-                )
-            ]
-            fitted.append(make_term(kind, indices, rows))
+        rows = [
+            _FITS[kind].row(types, [summary], kt)
+            for types, summary in _of_terms(dataset, kind, orders)
+        ]
+        if rows:
+            fitted.append(make_term(kind, term_indices(dataset.topology, kind), rows))
     charged = charges.term(dataset.topology) if charges is not None else None
     fitted += [] if charged is None else [charged]
     _require_some(fitted, terms)
@@ -190,7 +190,8 @@ def fit_prior_table(
 
     Samples of all terms of the same types are pooled, a frame of one molecule counting as much as
     one of another on average. Of the radii of a repulsion the smallest is taken instead: in a pool
-    many pairs that never meet would hide the few that do.
+    many pairs that never meet would hide the few that do. In a molecule of more than `MOST_DENSE`
+    beads pairs are found by a neighbour search, and no radius is above `prior_contacts.REACH`.
 
     Args:
         datasets: of one or several molecules, at one temperature.
@@ -210,11 +211,8 @@ def fit_prior_table(
     for kind in _checked(terms, orders):
         pools: dict[_Types, list[Any]] = {}
         for dataset in several:
-            indices = term_indices(dataset.topology, kind)
-            for beads, summary in zip(
-                indices, _summaries(dataset, kind, indices, orders), strict=True
-            ):
-                pools.setdefault(types_of(dataset.topology, beads, kind), []).append(summary)
+            for types, summary in _of_types(dataset, kind, orders):
+                pools.setdefault(types, []).append(summary)
         rows = [_FITS[kind].row(types, parts, kt) for types, parts in sorted(pools.items())]
         sections[kind] = [_rounded(row) for row in rows]
     _require_some([charges, *(rows for rows in sections.values() if rows)], terms)
@@ -252,6 +250,21 @@ def _several(datasets: Any) -> list[CGDataset]:
                 "prior holds at one temperature: give data of one"
             )
     return several
+
+
+def _of_terms(dataset: CGDataset, kind: str, orders: int) -> Iterator[tuple[_Types, Any]]:
+    """Yield types and summary of each term of a kind."""
+    indices = term_indices(dataset.topology, kind)
+    types = (types_of(dataset.topology, beads, kind) for beads in indices)
+    yield from zip(types, _summaries(dataset, kind, indices, orders), strict=True)
+
+
+def _of_types(dataset: CGDataset, kind: str, orders: int) -> Iterator[tuple[_Types, Any]]:
+    """Yield the same where only types matter: of large molecules without a list of all pairs."""
+    if kind == "repulsion" and len(dataset.topology) > MOST_DENSE:
+        yield from closest_distances(dataset, CLOSEST_SHARE).items()
+    else:
+        yield from _of_terms(dataset, kind, orders)
 
 
 def _summaries(

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from .. import geometry
 from ..errors import InputError, first_line
 from ..files import atomic_path, require_file
 from ..topology import CGTopology
-from .core import InternalPMF
-from .prior_indices import term_indices, torsion_shares, types_of
+from .core import PMF, InternalPMF, SumPMF
+from .message import MOST_DENSE
+from .prior_indices import REPULSION_BONDS, term_indices, torsion_shares, types_of
 from .prior_rows import (
     ROWS,
     AngleRow,
@@ -39,6 +40,7 @@ from .prior_terms import (
     PriorTerm,
     Repulsion,
 )
+from .short_range import ShortRangeRepulsion, close_pairs
 
 _HEADER = """\
 # Prior energies by bead type, written by openmm_cgml; see docs/priors.md there.
@@ -111,30 +113,40 @@ class PriorTable:
                 seen.add(row.types)
 
     def terms(self, topology: CGTopology) -> list[PriorTerm]:
-        """Return the terms of a molecule.
+        """Return the terms of a molecule: none if it has nothing that the table has rows for.
 
         Raises:
-            InputError: if beads have types for which there is no row, or there is no term at all.
+            InputError: if beads have types for which there is no row, or there are no rows at all.
         """
+        if self == PriorTable():
+            raise InputError("the prior table has no rows; add some, or leave the prior out")
         kinds = [kind for kind in ROWS if getattr(self, kind)]
         terms = [term for kind in kinds if (term := self._term(kind, topology)) is not None]
         if self.electrostatics is not None:
             charged = self.electrostatics.term(topology)
             terms += [] if charged is None else [charged]
-        if not terms:
-            raise InputError(
-                "the prior table has no rows for any term of this molecule; leave the prior out, "
-                "or fit it on molecules with such terms"
-            )
         return terms
 
-    def to_pmf(self, topology: CGTopology) -> "TypedPrior":
+    def to_pmf(self, topology: CGTopology) -> PMF:
         """Return the prior of a molecule.
+
+        In a molecule of more than `MOST_DENSE` beads the repulsion is a `ShortRangeRepulsion`:
+        cut off, and without a list of all pairs.
+
+        Returns:
+            A `TypedPrior`; for a large molecule the sum of one without repulsion and the
+            repulsion, or that alone if there is nothing else.
 
         Raises:
             InputError: as `terms`.
         """
-        return TypedPrior(self, topology)
+        if not self.repulsion or len(topology) <= MOST_DENSE:
+            return TypedPrior(self, topology)
+        repulsion = self._short_range(topology)
+        others = replace(self, repulsion=())
+        if others == PriorTable():
+            return repulsion
+        return SumPMF(TypedPrior(others, topology), repulsion)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content as a TOML parser does; `from_dict` reads it back exactly."""
@@ -217,6 +229,17 @@ class PriorTable:
             rows.append(by_types[types])
         return make_term(kind, indices, rows)
 
+    def _short_range(self, topology: CGTopology) -> ShortRangeRepulsion:
+        kinds = {kind for row in self.repulsion for kind in row.types}
+        names = sorted(kinds | set(topology.bead_types))
+        strength, radius = ([[0.0] * len(names) for _ in names] for _ in range(2))
+        for row in self.repulsion:
+            i, j = (names.index(kind) for kind in row.types)
+            strength[i][j] = strength[j][i] = row.strength
+            radius[i][j] = radius[j][i] = row.radius
+        excluded = close_pairs(topology, REPULSION_BONDS)
+        return ShortRangeRepulsion(topology.bead_types, names, strength, radius, excluded)
+
 
 def read_prior_table(path: str | Path) -> PriorTable:
     """Read a prior table.
@@ -243,6 +266,10 @@ def read_prior_table(path: str | Path) -> PriorTable:
 
 class TypedPrior(InternalPMF):
     """A prior by bead type; it can be made again for another molecule.
+
+    It has all terms that the table has rows for, the repulsion of all pairs too;
+    `PriorTable.to_pmf` makes a cheaper one of large molecules. Without any term its energy is
+    zero.
 
     Args:
         table: a `PriorTable`, or its content as of `PriorTable.to_dict`.
@@ -276,6 +303,8 @@ class TypedPrior(InternalPMF):
 
     def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return energies (copies,), kJ/mol, and their gradient by each coordinate."""
+        if len(self.sizes) == 0:
+            return values.sum(0), torch.zeros_like(values)  # of no values
         parts = values.index_select(0, self.rows).split(self.sizes)
         energies: list[Tensor] = []
         slopes: list[Tensor] = []
@@ -286,13 +315,13 @@ class TypedPrior(InternalPMF):
         gradient = torch.zeros_like(values).index_add_(0, self.rows, torch.cat(slopes))
         return torch.stack(energies).sum(0), gradient
 
-    def for_topology(self, topology: CGTopology) -> "TypedPrior":
-        """Return the prior of another molecule, from the same table.
+    def for_topology(self, topology: CGTopology) -> PMF:
+        """Return the prior of another molecule, from the same table; see `PriorTable.to_pmf`.
 
         Raises:
             InputError: as `PriorTable.terms`.
         """
-        prior = TypedPrior(self.table, topology).train(self.training)
+        prior = self.table.to_pmf(topology).train(self.training)
         return prior.to(self.coordinates.to_beads)  # precision and device
 
     def arguments(self) -> dict[str, Any]:

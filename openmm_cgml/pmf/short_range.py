@@ -1,5 +1,6 @@
 """Repulsion in large systems: between all beads that come close, found by a neighbour search."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..topology import CGTopology
 from .message import MOST_DENSE, MessagePMF
+from .prior_indices import REPULSION_BONDS
 from .radial import cutoff_envelope
 
 #: Cutoff over the largest radius; (1/2)^12 of the strength would be left there.
@@ -25,9 +27,13 @@ class ShortRangeRepulsion(MessagePMF):
         bead_types: type of each bead.
         type_names: all types.
         strength: (types, types), kJ/mol: the energy at d = radius.
-        radius: (types, types), nm.
+        radius: (types, types), nm; 0: not known, for types of which no two beads repel.
         excluded: pairs of beads that do not repel each other.
         dense: whether to look at all pairs.
+
+    Raises:
+        InputError: if a table is not symmetric or of another shape, or there is no radius for
+            beads that repel each other.
     """
 
     strength: Tensor
@@ -57,6 +63,7 @@ class ShortRangeRepulsion(MessagePMF):
         pairs = sorted({(min(p), max(p)) for p in excluded})
         beads = self.beads
         self.register_buffer("excluded", torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2))
+        self._require_radii()
         # One past the last, so that a search never ends behind the list.
         keys = [i * beads + j for i, j in pairs] + [beads * beads]
         self.register_buffer("keys", torch.tensor(keys, dtype=torch.int64))
@@ -79,13 +86,18 @@ class ShortRangeRepulsion(MessagePMF):
         return torch.zeros_like(positions[:, 0, 0]).index_add(0, copies, terms[0])
 
     def for_topology(self, topology: CGTopology) -> "ShortRangeRepulsion":
-        """Return the repulsion for another molecule of the same types."""
+        """Return the repulsion for another molecule of the same types.
+
+        Raises:
+            InputError: if beads that repel each other are of types without a radius.
+        """
         changed = {
             "bead_types": list(topology.bead_types),
             "dense": len(topology) <= MOST_DENSE,
-            "excluded": close_pairs(topology, 3),
+            "excluded": close_pairs(topology, REPULSION_BONDS),
         }
-        return ShortRangeRepulsion(**(self.arguments() | changed)).to(self.radius)
+        other = ShortRangeRepulsion(**(self.arguments() | changed)).to(self.radius)
+        return other.train(self.training)
 
     def tabulated(self, knots: int = 1024) -> "ShortRangeRepulsion":
         """Return itself: nothing in it is worth a table."""
@@ -101,6 +113,33 @@ class ShortRangeRepulsion(MessagePMF):
             "excluded": self.excluded.tolist(),
             "dense": self.dense,
         }
+
+    def _require_radii(self) -> None:
+        repelling = pair_counts(self.types, len(self.type_names), self.excluded) > 0
+        missing = torch.nonzero(repelling & (self.radius == 0)).tolist()
+        if missing:
+            one, other = (self.type_names[kind] for kind in missing[0])
+            types = json.dumps([one, other])
+            raise InputError(
+                f"beads of types {one}-{other} repel each other, for which the prior has no "
+                f"radius; add a row to [[repulsion]] with types = {types}, or fit the prior on a "
+                "molecule that has such beads"
+            )
+
+
+def pair_counts(types: Tensor, kinds: int, excluded: Tensor) -> Tensor:
+    """Return (kinds, kinds) how many beads of each type meet others of each type.
+
+    Args:
+        types: (beads,) numbers of types.
+        kinds: number of types.
+        excluded: (pairs, 2) pairs of beads not to be counted.
+    """
+    sizes = torch.bincount(types, minlength=kinds)
+    near = torch.zeros_like(sizes.repeat(kinds, 1))
+    one, other = types[excluded].unbind(1)
+    near.index_put_((one, other), torch.ones_like(one), accumulate=True)
+    return torch.outer(sizes, sizes) - torch.diag(sizes) - near - near.T
 
 
 def close_pairs(topology: CGTopology, bonds: int) -> list[tuple[int, int]]:
