@@ -128,8 +128,9 @@ class ForceSpread:
         like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
         xyz = torch.as_tensor(np.asarray(positions)).to(like)
         box = None if box_vectors is None else torch.as_tensor(np.asarray(box_vectors)).to(like)
-        # Unoptimised: TorchScript's first calls run another graph than later ones, which changes
-        # last digits, and a run that goes on would not write what an uninterrupted one does.
+        # Unoptimised: TorchScript's first calls run another graph than later ones, which can
+        # change last digits, and a run that goes on would not write what an uninterrupted one
+        # does. They also take half a second to compile what is then no faster.
         with torch.no_grad(), torch.jit.optimized_execution(False):
             variance = sum(ensemble.force_variance(xyz, box) for ensemble in self.ensembles)
         return variance.sqrt().double().cpu().numpy()  # type: ignore[union-attr]

@@ -28,7 +28,6 @@ from openmm_cgml.files import segments_folder
 from openmm_cgml.force import backend_problem, torchforce_problem
 from openmm_cgml.pmf.ensemble import EnsemblePMF
 from openmm_cgml.run_file import FRAME_ARRAYS, Checkpoint, RunWriter
-from openmm_cgml.train import FitResult
 
 INTERVAL = 0.02  # ps, ten steps
 FRAMES = 120
@@ -693,7 +692,9 @@ def test_the_uncertainty_of_an_ensemble_goes_on(dataset, tmp_path) -> None:
     net = cgml.PMFS["cgnet"](dataset, width=8, depth=2)
     pmf = EnsemblePMF(Springs(), cgml.SumPMF(Springs(), net))
     metrics = {"force_uncertainty": {"typical": 1.0, "limit": 30.0}}
-    cgml.save_model(tmp_path / "model.pt", FitResult(pmf, dataset, [], None, metrics))
+    # Not a FitResult: importing that takes seconds, in every process that the tests here start.
+    trained = SimpleNamespace(pmf=pmf, dataset=dataset, history=[], metrics=metrics)
+    cgml.save_model(tmp_path / "model.pt", trained)
 
     def run(name: str, **limits: float) -> "cgml.run_file.Run":
         return cgml.Langevin(tmp_path / "model.pt", dataset, 4).run(
