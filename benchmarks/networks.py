@@ -177,6 +177,7 @@ def protein(quick: bool) -> dict[str, Any]:
             "model": np.histogram(values[1], edges, density=True)[0].tolist(),
         }
     contacts = [(_pairs(x) < 0.7).mean(0) for x in (data, model)]
+    record["contacts"] = {"data": contacts[0].tolist(), "model": contacts[1].tolist()}
     targets["contact map, RMS difference"] = (
         float(np.sqrt(((contacts[0] - contacts[1]) ** 2).mean())), ""
     )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .command_data import data_app
+from .command_flow import distill_command, flow_app
 from .command_map import map_command
 from .command_options import Output, Threads, parse_numbers, say
 from .command_reference import reference_command
@@ -27,6 +28,8 @@ app.command("map")(map_command)
 app.command("reference")(reference_command)
 app.command("train")(train_command)
 app.add_typer(data_app, name="data")
+app.add_typer(flow_app, name="flow")
+app.command("distill")(distill_command)
 
 
 _Model = Annotated[str, typer.Argument(help="Model file from `cgml train`.")]

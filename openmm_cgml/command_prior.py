@@ -6,7 +6,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,21 +133,26 @@ class PriorChoice:
 
 
 def network_settings(
-    network: str, width: int | None, depth: int | None, assigned: Sequence[str]
+    network: str,
+    width: int | None,
+    depth: int | None,
+    assigned: Sequence[str],
+    family: Mapping[str, Any] = PMFS,
 ) -> dict[str, Any]:
     """Return the settings of a network that options give.
 
     Args:
-        network: a name of `PMFS`.
+        network: a name of `family`.
         width: None: the network's own.
         depth: None: the network's own.
         assigned: NAME=VALUE each, VALUE a JSON scalar.
+        family: the registry that the name is looked up in.
 
     Raises:
         InputError: if the network has no such setting, or one is given twice or has a value of
             another kind.
     """
-    known = _settings_of(network)
+    known = _settings_of(family[network])
     settings = assignments(assigned, "--set", "NAME=VALUE")
     for name, value in (("width", width), ("depth", depth)):
         if value is None:
@@ -171,9 +176,8 @@ def network_settings(
     return settings
 
 
-def _settings_of(network: str) -> dict[str, tuple[Any, ...]]:
-    """Return the settings of a network and what types their values may have."""
-    builder = PMFS[network]
+def _settings_of(builder: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the settings of what makes a network, and what types their values may have."""
     hints = typing.get_type_hints(builder)
     found = {}
     for one in inspect.signature(builder).parameters.values():
@@ -195,14 +199,20 @@ def require_serves(network: str, sample: Any) -> None:
         raise InputError(f"{network} knows one molecule only; for several choose {others}")
 
 
-def make_network(network: str, sample: Any, settings: dict[str, Any], seed: int) -> Any:
-    """Return an untrained network for a dataset or a collection.
+def make_network(
+    network: str,
+    sample: Any,
+    settings: dict[str, Any],
+    seed: int,
+    family: Mapping[str, Any] = PMFS,
+) -> Any:
+    """Return an untrained network of a family for a dataset or a collection.
 
     Raises:
         InputError: if the network has no use for a value.
     """
     try:
-        return PMFS[network](sample, **settings, seed=seed)
+        return family[network](sample, **settings, seed=seed)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # torch's, e.g. of too much memory

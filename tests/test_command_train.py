@@ -226,7 +226,7 @@ def test_large_molecules_have_a_prior_by_type() -> None:
 
 @pytest.mark.parametrize("network", list(cgml.PMFS))
 def test_every_setting_of_a_network_has_a_type_that_can_be_checked(network) -> None:
-    settings = _settings_of(network)
+    settings = _settings_of(cgml.PMFS[network])
     assert {"width", "depth"} <= set(settings) and "seed" not in settings
     assert all(kind in _KINDS for kinds in settings.values() for kind in kinds)
 

@@ -30,15 +30,16 @@ LEVELS = [
     "pmf/ flow/",
     (
         "training_compile losses relative_entropy extrapolation training_data training_settings "
-        "training_weights training_step training_state train ensemble training_plan"
+        "training_weights training_step training_state train ensemble training_plan flow_training "
+        "distill"
     ),
-    "model_file",
+    "model_file flow_file",
     "native/ native_prior torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd",
     "analysis benchmark export backmap entropy plot map_picture report",
     (
         "doctor quickstart command_options command_map command_data command_reference "
-        "command_prior command_train cli __main__"
+        "command_prior command_train command_flow cli __main__"
     ),
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.
@@ -52,7 +53,7 @@ FAMILIES = {
         "core tracing prior_terms prior_indices prior_rows radial message short_range prior_table "
         "prior_fit prior_contacts prior layers cgnet schnet painn foreign external ensemble"
     ),
-    "flow": "core internal coupling matching fiber",
+    "flow": "internal transforms samples core coupling matching fiber",
     "native": "cache library package force ahead",
 }
 # The package's __init__ is below everything: it may name any module, and none may import it.

@@ -14,8 +14,6 @@ from openmm_cgml.pmf.painn import PaiNN
 from openmm_cgml.pmf.radial import RadialFilter, cutoff_envelope
 from openmm_cgml.pmf.schnet import SchNet
 
-pytestmark = pytest.mark.backend
-
 NETWORKS = {"schnet": SchNet, "painn": PaiNN}
 TYPES = ["A", "B", "A", "C", "B", "A"]
 

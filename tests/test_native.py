@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from openmm_cgml.native.package import compile_package, find_package
 from openmm_cgml.pmf import cgnet
 from openmm_cgml.pmf.cgnet import CGNet
 from openmm_cgml.pmf.core import energy_and_forces
+from openmm_cgml.pmf.prior import HarmonicBonds
 
 pytestmark = pytest.mark.backend
 
@@ -209,6 +211,28 @@ def test_without_a_prior_in_a_periodic_box(models, dataset, name) -> None:
         # Another box at the same positions is another evaluation.
         context.setPeriodicBoxVectors(*(1.5 * BOX))
         assert_equal(evaluate(context), exact(model, rounded, 1.5 * BOX))
+
+
+def test_compiled_with_beads_whose_inverse_is_rounded() -> None:
+    """49 (1 / 49.0) is less than 1: the number of copies must not be found by such a product."""
+    beads = 49
+    chain = tuple((i, i + 1) for i in range(beads - 1))
+    topology = cgml.CGTopology(
+        bead_names=("A",) * beads, bead_types=("A",) * beads, residue_names=("X",) * beads,
+        residue_ids=tuple(range(beads)), chain_ids=("A",) * beads, bonds=chain,
+        masses=(1.0,) * beads,
+    )  # fmt: skip
+    positions = np.cumsum(np.random.default_rng(0).normal(size=(3, beads, 3)), axis=1)
+    dataset = cgml.CGDataset(positions, topology, 300.0)
+    pmf = HarmonicBonds(chain, [1.5] * len(chain), [1.0] * len(chain))
+    with tempfile.TemporaryDirectory() as folder:
+        cgml.save_model(Path(folder) / "chain.pt", pmf, dataset)
+        model = cgml.load_model(Path(folder) / "chain.pt")
+    for copies in (2, 3):
+        force = native.create_force(model.file, copies=copies)
+        context = context_of(system_of(force, copies * beads), positions[:copies], "Reference")
+        assert native.status(force, context)[0]
+        assert_equal(evaluate(context), exact(model, positions[:copies].astype(np.float32)))
 
 
 def test_a_subset_out_of_order_with_scales(model, dataset) -> None:

@@ -17,8 +17,6 @@ from openmm_cgml.pmf.cgnet import CGNet
 from openmm_cgml.pmf.core import energy_and_forces
 from openmm_cgml.pmf.prior import HarmonicAngles, HarmonicBonds, Repulsion
 
-pytestmark = pytest.mark.backend
-
 
 @pytest.fixture
 def positions(dataset) -> torch.Tensor:

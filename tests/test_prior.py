@@ -31,8 +31,6 @@ from openmm_cgml.pmf.prior_indices import distant_pairs, improper_indices, torsi
 from openmm_cgml.topology import bonded_torsions
 from openmm_cgml.units import thermal_energy
 
-pytestmark = pytest.mark.backend
-
 ALL = ("bonds", "angles", "torsions", "impropers", "repulsion")
 KT = thermal_energy(300)
 BOX = torch.tensor([[2.5, 0, 0], [0.4, 3.0, 0], [-0.3, 0.5, 2.8]], dtype=torch.float64)

@@ -29,8 +29,6 @@ from openmm_cgml.pmf.prior import (
 )
 from openmm_cgml.pmf.short_range import ShortRangeRepulsion
 
-pytestmark = pytest.mark.backend
-
 
 def topology_of(types: str, bonds: list[tuple[int, int]]) -> cgml.CGTopology:
     """A molecule of beads whose types are letters."""

@@ -11,8 +11,6 @@ from openmm_cgml.pmf.core import build, energy_and_forces
 from openmm_cgml.pmf.prior import Repulsion
 from openmm_cgml.pmf.short_range import ShortRangeRepulsion, close_pairs
 
-pytestmark = pytest.mark.backend
-
 TYPES = ["A", "B"]
 STRENGTH = [[2.0, 3.0], [3.0, 1.5]]
 RADIUS = [[0.30, 0.35], [0.35, 0.4]]

@@ -7,8 +7,6 @@ import openmm_cgml as cgml
 from openmm_cgml.pmf.core import energy_and_forces
 from openmm_cgml.units import thermal_energy
 
-pytestmark = pytest.mark.backend
-
 SPRING, LENGTH = 2000.0, 0.35
 
 

@@ -371,9 +371,11 @@ private:
         int64_t beads = force_.beads;
         at::Tensor energies, forces;
         int64_t count = last - first;
-        program_->run(count == force_.copies ? input_
-                                             : input_.narrow(0, first * beads, count * beads),
-                      box, energies, forces);
+        at::Tensor part = input_.narrow(0, first * beads, count * beads);
+        // A compiled program reads the number of copies from the shape: it would find it as a
+        // quotient by multiplying with 1.0 / beads, which is one too small for some numbers.
+        program_->run(program_->compiled ? part.view({count, beads, 3}) : part, box, energies,
+                      forces);
         if (energies.numel() != count || forces.numel() != 3 * count * beads)
             throw OpenMMException("its program returned " + std::to_string(energies.numel()) +
                                   " energies for " + std::to_string(count) + " copies");

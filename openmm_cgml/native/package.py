@@ -55,17 +55,15 @@ class Package:
 
 
 class _EnergyAndForces(nn.Module):
-    """A PMF as it is compiled: flat positions in, energies and flat forces out."""
+    """A PMF as it is compiled: positions (copies, beads, 3) in, energies and forces out."""
 
-    def __init__(self, pmf: Any, beads: int) -> None:
+    def __init__(self, pmf: Any) -> None:
         super().__init__()
-        self.pmf, self.beads = pmf, beads
+        self.pmf = pmf
 
     def forward(self, positions: Tensor, box_vectors: Tensor | None = None) -> Any:
-        """Return energies (copies,) and forces (copies * beads, 3)."""
-        beads = positions.view(-1, self.beads, 3)
-        energies, forces = self.pmf.energies_and_forces(beads, box_vectors)
-        return energies, forces.view(-1, 3)
+        """Return energies (copies,) and forces (copies, beads, 3)."""
+        return self.pmf.energies_and_forces(positions, box_vectors)
 
 
 def find_package(archive: bytes, copies: int, periodic: bool, device: str) -> Package | None:
@@ -163,13 +161,14 @@ def _export_model(model: ModelFile, question: dict[str, Any]) -> Any:
         # As the force hands them over; other strides would be compiled in.
         tensor.data = tensor.data.contiguous()
     beads = len(model.topology)
-    program = _EnergyAndForces(pmf, beads).eval()
+    program = _EnergyAndForces(pmf).eval()
     # Far apart: no two copies or beads alike, nothing zero, whatever the network tests for.
-    positions = 0.5 * torch.randn(
-        (1 if one else 7) * beads, 3, generator=torch.Generator().manual_seed(0)
-    )
+    draw = torch.Generator().manual_seed(0)
+    positions = 0.5 * torch.randn(1 if one else 7, beads, 3, generator=draw)
     inputs = [positions.to(device)]
-    shapes: list[Any] = [None if one else {0: beads * torch.export.Dim("copies", min=2)}]
+    # The copies are a dimension of their own: as a quotient, beads would divide rows in floating
+    # point, and be one copy short for some numbers of beads.
+    shapes: list[Any] = [None if one else {0: torch.export.Dim("copies", min=2)}]
     if question["periodic"]:
         inputs.append(10 * torch.eye(3, device=device))
         shapes.append(None)

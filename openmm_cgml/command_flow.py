@@ -1,0 +1,152 @@
+"""``cgml flow`` and ``cgml distill``: densities without forces, and PMFs that learn from them."""
+
+from typing import Annotated, Any
+
+import typer
+
+from .command_options import Output, Threads, say
+from .command_prior import make_network, network_settings
+from .errors import InputError
+from .flow import FLOWS
+from .pmf import PMFS
+
+flow_app = typer.Typer(
+    help="Train a density of beads on frames without forces, and draw from it.",
+    no_args_is_help=True,
+)
+
+_Flow = Annotated[str, typer.Argument(help="Flow from `cgml flow train`.")]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Setting of the flow or network: NAME=VALUE; repeatable."),
+]
+
+
+@flow_app.command("train")
+def train_command(
+    dataset: Annotated[str, typer.Argument(help="Dataset from `cgml map`; no forces needed.")],
+    output: Output,
+    valid: Annotated[
+        str | None, typer.Option(help="Validation dataset; else a tenth of each block.")
+    ] = None,
+    flow: Annotated[str, typer.Option(help=f"One of: {', '.join(FLOWS)}.")] = "coupling",
+    assigned: _Set = None,
+    force_weight: Annotated[
+        float, typer.Option(min=0.0, help="Of force matching beside the likelihood.")
+    ] = 0.0,
+    epochs: Annotated[int, typer.Option(min=1)] = 60,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-3,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")
+    ] = None,
+    seed: int = 0,
+    checkpoints: Annotated[
+        str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """Train a flow by maximum likelihood; frames count by their weights."""
+    import torch
+
+    from .files import require_writable
+    from .flow_file import save_flow
+    from .flow_training import fit_flow
+
+    torch.set_num_threads(threads)
+    require_writable(output)
+    training, validation = _frames(dataset, valid)
+    settings = network_settings(flow, None, None, assigned or (), FLOWS)
+    untrained = make_network(flow, training, settings, seed, FLOWS)
+    result = fit_flow(
+        untrained, training, validation, force_weight=force_weight, epochs=epochs,
+        batch_size=batch_size, learning_rate=learning_rate, patience=patience, seed=seed,
+        directory=checkpoints,
+    )  # fmt: skip
+    save_flow(output, result)
+    say(
+        f"{output}: mean log-likelihood of the validation frames "
+        f"{result.metrics['log_likelihood']:.3f} nats; "
+        f"{100 * result.metrics['outside_training']:.1f} % of them have a distance or angle "
+        "clearly outside the training data"
+    )
+
+
+@flow_app.command("sample")
+def sample_command(
+    flow: _Flow,
+    output: Output,
+    count: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 100_000,
+    largest_force: Annotated[
+        float | None, typer.Option(help="Leave out stronger ones, RMS component, kJ/mol/nm.")
+    ] = None,
+    seed: int = 0,
+    threads: Threads = 1,
+) -> None:
+    """Draw samples with forces and weights: a dataset as `cgml map` writes it."""
+    import torch
+
+    from .files import require_writable
+    from .flow_file import load_flow
+
+    torch.set_num_threads(threads)
+    require_writable(output)
+    dataset = load_flow(flow).sample_dataset(count, seed=seed, largest_force=largest_force)
+    dataset.save(output)
+    say(f"{output}: {dataset.mapping['flow']['text']}")
+
+
+def distill_command(
+    flows: Annotated[list[str], typer.Argument(help="Flows from `cgml flow train`.")],
+    output: Output,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Several flows: one molecule's name each.")
+    ] = None,
+    network: Annotated[str, typer.Option(help=f"One of: {', '.join(PMFS)}.")] = "cgnet",
+    assigned: _Set = None,
+    count: Annotated[int, typer.Option(min=100, help="Samples of each flow.")] = 100_000,
+    largest_force: Annotated[
+        float | None, typer.Option(help="Leave out stronger ones, RMS component, kJ/mol/nm.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 30,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-3,
+    seed: int = 0,
+    checkpoints: Annotated[
+        str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """Teach a PMF by the samples and forces of flows, write its model file, compare the two."""
+    import torch
+
+    from .distill import distill, with_prior
+    from .files import require_writable
+    from .flow_file import load_flow
+    from .model_file import save_model
+
+    torch.set_num_threads(threads)
+    require_writable(output)
+    settings = network_settings(network, None, None, assigned or ())
+    loaded: Any = [load_flow(path) for path in flows]
+    if len(loaded) > 1:
+        names = name or []
+        if len(names) != len(loaded) or len(set(names)) != len(names):
+            raise InputError(f"{len(loaded)} flows need as many different names: --name for each")
+        loaded = dict(zip(names, loaded, strict=True))
+    else:
+        loaded = loaded[0]
+    distilled = distill(
+        loaded, with_prior(network, settings), count=count, largest_force=largest_force,
+        seed=seed, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        directory=checkpoints,
+    )  # fmt: skip
+    save_model(output, distilled.result)
+    say(f"{output}:\n{distilled.text()}")
+
+
+def _frames(dataset: str, valid: str | None) -> tuple[Any, Any]:
+    from .dataset import read_dataset
+
+    training = read_dataset(dataset)
+    return training.split(0.9) if valid is None else (training, read_dataset(valid))

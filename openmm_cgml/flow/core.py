@@ -1,0 +1,228 @@
+"""The contract of a flow: a normalised density of a molecule's shapes, with exact samples."""
+
+import importlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import numpy as np
+
+from ..dataset import CGDataset
+from ..errors import InputError
+from ..topology import CGTopology
+from ..units import strip, thermal_energy
+from .samples import Contacts, fit_to_teach
+
+logger = logging.getLogger(__name__)
+
+
+class Flow(nn.Module, ABC):
+    """A density of the beads of one molecule, its centre of geometry at the origin.
+
+    The measure is that of the 3 N - 3 coordinates left, nm^-(3 N - 3), with all orientations: the
+    density does not change under rotation, and is normalised over all of them.
+
+    A subclass defines `joint_log_prob`, `draw` and `settings`.
+
+    Args:
+        topology: the beads, or what `arguments` has of them.
+        temperature: of the frames it learns, K.
+        contacts: how close beads come in those frames, or what `arguments` has of that.
+        channels: numbers besides the positions, standard normal and independent of them in the
+            data, that the flow transforms along; the density of the positions is an integral over
+            them.
+
+    Reference: Papamakarios et al. 2021, arXiv:1912.02762; for the channels Huang et al. 2020,
+    arXiv:2002.07101.
+    """
+
+    def __init__(
+        self,
+        topology: CGTopology | dict[str, Any],
+        temperature: float,
+        contacts: Contacts | dict[str, Any],
+        channels: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= channels <= 3:
+            raise InputError(f"a flow has {channels} channels; 0 to 3 can be integrated over")
+        if isinstance(topology, dict):
+            topology = CGTopology.from_json(json.dumps(topology))
+        self.topology, self.temperature = topology, float(temperature)
+        self.contacts = Contacts(**contacts) if isinstance(contacts, dict) else contacts
+        self.beads, self.channels = len(topology), channels
+        # Plain arrays, not buffers, which would be rounded to the flow's precision.
+        self._nodes, self._log_weights = _quadrature(channels, 32 if channels < 3 else 12)
+
+    @property
+    def kt(self) -> float:
+        """Thermal energy, kJ/mol."""
+        return float(thermal_energy(self.temperature))
+
+    @abstractmethod
+    def joint_log_prob(self, positions: Tensor, channels: Tensor) -> Tensor:
+        """Return the log-density of positions and channels (frames,).
+
+        Args:
+            positions: (frames, beads, 3), nm; anywhere in space.
+            channels: (frames, channels).
+        """
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return positions (count, beads, 3), nm, mean-free, orientations at random."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's further keyword arguments, JSON-able."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's keyword arguments, JSON-able."""
+        return {
+            "topology": json.loads(self.topology.to_json()),
+            "temperature": self.temperature,
+            "contacts": self.contacts.to_dict(),
+            "channels": self.channels,
+            **self.settings(),
+        }
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what `build` needs to make this flow again, weights aside; JSON-able."""
+        cls = type(self)
+        return {"class": f"{cls.__module__}:{cls.__qualname__}", "arguments": self.arguments()}
+
+    def bound(self, positions: Tensor, normals: Tensor) -> Tensor:
+        """Return a lower bound of the log-density, exact without channels, (frames,).
+
+        What training makes large: its mean over the channels is at most `log_prob`, and is that
+        where the flow's channels are independent of the positions.
+
+        Args:
+            positions: (frames, beads, 3), nm.
+            normals: (frames, channels) standard normal numbers.
+        """
+        normals = normals[:, : self.channels]
+        return self.joint_log_prob(positions, normals) - _log_normal(normals)
+
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """Return the log-density (frames,), nm^-(3 N - 3).
+
+        Channels are integrated over by Gauss-Hermite quadrature.
+
+        Args:
+            positions: (frames, beads, 3), nm; anywhere in space.
+
+        Raises:
+            InputError: if the number of beads is another.
+        """
+        if positions.dim() != 3 or tuple(positions.shape[1:]) != (self.beads, 3):
+            raise InputError(
+                f"positions have shape {tuple(positions.shape)}; this flow is of {self.beads} "
+                "beads: (frames, beads, 3)"
+            )
+        positions = positions.to(next(self.parameters()))
+        nodes = torch.as_tensor(self._nodes).to(positions)
+        frames, points = len(positions), len(nodes)
+        repeated = positions.repeat_interleave(points, 0)
+        values = self.bound(repeated, nodes.repeat(frames, 1)).view(frames, points)
+        return torch.logsumexp(values + torch.as_tensor(self._log_weights).to(positions), dim=1)
+
+    def forces(self, positions: Tensor) -> Tensor:
+        """Return kT times the gradient of the log-density, (frames, beads, 3), kJ/mol/nm."""
+        with torch.enable_grad():
+            leaf = positions.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.log_prob(leaf).sum(), leaf)
+        return self.kt * gradient
+
+    def sample(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return independent frames, and the log-density of each.
+
+        Args:
+            count: number of frames.
+            seed: of the random numbers.
+
+        Returns:
+            Positions (count, beads, 3), nm, mean-free; log-densities (count,).
+        """
+        device = next(self.parameters()).device
+        generator = torch.Generator(device=device).manual_seed(seed)
+        with torch.no_grad():
+            positions = self.draw(count, generator)
+            return positions, self.log_prob(positions)
+
+    def sample_dataset(
+        self, count: int, *, seed: int = 0, largest_force: Any = None, batch_size: int = 1024
+    ) -> CGDataset:
+        """Return samples with their forces and weights, to teach a PMF by force matching.
+
+        Frames in which beads are closer than in training are pushed apart: a repulsion is added
+        to the forces, and its Boltzmann factor is the weight. What was left out and what the
+        weights leave is logged, and kept in ``dataset.mapping["flow"]``.
+
+        Args:
+            count: samples to draw; the dataset has fewer if some are left out.
+            seed: of the random numbers.
+            largest_force: RMS component of the forces beyond which a sample is left out,
+                kJ/mol/nm; None: five times the median.
+            batch_size: samples whose forces are computed together.
+
+        Raises:
+            InputError: if none is left.
+        """
+        limit = None
+        if largest_force is not None:
+            limit = strip(
+                largest_force, "kilojoule/mole/nanometer", what="largest_force", positive=True
+            )
+        positions, _ = self.sample(count, seed)
+        forces = torch.cat([self.forces(part) for part in positions.split(batch_size)])
+        kept, total, weights, report = fit_to_teach(
+            positions, forces, self.kt, self.contacts, limit
+        )
+        if report.kept == 0:
+            raise InputError(f"{report.text()}: nothing to learn from; train the flow longer")
+        logger.info("%s", report.text())
+        return CGDataset(
+            kept, self.topology, self.temperature, forces=total, weights=weights,
+            mapping={"flow": report.to_dict()},
+        )  # fmt: skip
+
+
+def build(architecture: dict[str, Any]) -> Flow:
+    """Make the untrained flow that an architecture describes.
+
+    Raises:
+        InputError: if the class is not one of this package's flows.
+    """
+    module, _, name = str(architecture.get("class", "")).partition(":")
+    cls = None
+    if module.rpartition(".")[0] == __package__:
+        try:
+            cls = getattr(importlib.import_module(module), name, None)
+        except ModuleNotFoundError:
+            pass
+    if not (isinstance(cls, type) and issubclass(cls, Flow)):
+        raise InputError(f"architecture names {module}:{name}, which is not a flow")
+    return cls(**architecture.get("arguments", {}))
+
+
+def _log_normal(values: Tensor) -> Tensor:
+    """Return the log-density of standard normal numbers, summed over the last dimension."""
+    return -0.5 * (values.square() + 1.8378770664093453).sum(-1)  # ln 2 pi
+
+
+def _quadrature(dimensions: int, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return Gauss-Hermite nodes (points^dimensions, dimensions) and the logs of their weights."""
+    one, weights = np.polynomial.hermite_e.hermegauss(points)
+    logs = np.log(weights / weights.sum())
+    nodes, total = np.zeros((1, 0)), np.zeros(1)
+    for _ in range(dimensions):
+        nodes = np.concatenate(
+            [np.repeat(nodes, points, 0), np.tile(one, len(nodes))[:, None]], axis=1
+        )
+        total = (total[:, None] + logs).ravel()
+    return nodes, total

@@ -1,0 +1,91 @@
+"""The flow file: weights and a card that describes the flow; plain tensors, no program."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .errors import InputError, ModelFileError, first_line
+from .files import atomic_path, require_file
+from .flow.core import Flow, build
+
+if TYPE_CHECKING:  # lightning takes seconds to import
+    from .train import FitResult
+
+#: Version of the card's layout; a reader refuses newer ones.
+SCHEMA_VERSION = 1
+
+
+def save_flow(path: str | Path, result: "FitResult | Flow") -> None:
+    """Write a flow file; an existing one is replaced only when the new one is complete.
+
+    Args:
+        path: usually ``*.flow``.
+        result: what `fit_flow` returned, or a bare flow.
+
+    Raises:
+        InputError: if it is neither, or the path cannot be written.
+    """
+    from .version import __version__
+
+    flow = result if isinstance(result, Flow) else getattr(result.pmf, "flow", None)
+    if not isinstance(flow, Flow):
+        raise InputError("this is no flow; give what fit_flow returned, or save_model for a PMF")
+    card: dict[str, Any] = {
+        "kind": "flow",
+        "schema_version": SCHEMA_VERSION,
+        "package_version": __version__,
+        "architecture": flow.architecture(),
+    }
+    if not isinstance(result, Flow):
+        card |= {
+            "training": {**result.metrics, "history": result.history},
+            "mapping": result.dataset.mapping,
+            "data_sources": result.dataset.sources,
+            "data_bias": result.dataset.bias,
+        }
+    weights = {name: value.detach().cpu() for name, value in flow.state_dict().items()}
+    with atomic_path(path) as partial:
+        torch.save({"card": json.dumps(card), "weights": weights}, partial)
+
+
+def load_flow(path: str | Path) -> Flow:
+    """Read a flow file; the flow is in double precision and eval mode.
+
+    Raises:
+        ModelFileError: if it is no flow file, damaged or of a newer version.
+    """
+    flow = build(read_flow_card(path)["architecture"])
+    flow.double()
+    weights = torch.load(require_file(path), map_location="cpu", weights_only=True)["weights"]
+    try:
+        flow.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelFileError(f"{path}: weights do not fit: {first_line(error)}") from error
+    return flow.eval()
+
+
+def read_flow_card(path: str | Path) -> dict[str, Any]:
+    """Return the card of a flow file.
+
+    Raises:
+        ModelFileError: as `load_flow`.
+    """
+    try:
+        content = torch.load(require_file(path), map_location="cpu", weights_only=True)
+        card = json.loads(content["card"])
+        found = card["kind"], int(card["schema_version"])
+    except InputError:
+        raise
+    except Exception as error:  # torch.load raises anything for files that are none of its own
+        raise ModelFileError(
+            f"{path} is no flow file, or damaged ({first_line(error)}); write one by "
+            "`cgml flow train`"
+        ) from error
+    if found[0] != "flow" or found[1] > SCHEMA_VERSION:
+        raise ModelFileError(
+            f"{path} is of kind {found[0]!r}, version {found[1]}; this program reads flows up to "
+            f"version {SCHEMA_VERSION}: update openmm_cgml"
+        )
+    return card

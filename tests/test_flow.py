@@ -1,0 +1,420 @@
+"""The contract of flows: normalised, sampled as they say, smooth, and what becomes of samples."""
+
+import math
+
+import torch
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import openmm_cgml as cgml
+from openmm_cgml import geometry
+from openmm_cgml.distill import agreement, distill
+from openmm_cgml.flow import FLOWS
+from openmm_cgml.flow.core import build
+from openmm_cgml.flow.samples import STIFFNESS, Contacts
+from openmm_cgml.flow_file import load_flow, save_flow
+from openmm_cgml.flow_training import FlowPMF, fit_flow
+from openmm_cgml.pmf.core import SumPMF, energy_and_forces
+
+BRANCHED = ((0, 1), (1, 2), (1, 3), (3, 4), (4, 5))
+
+
+def topology(beads: int, bonds=None) -> cgml.CGTopology:
+    bonds = tuple((i, i + 1) for i in range(beads - 1)) if bonds is None else bonds
+    return cgml.CGTopology(
+        bead_names=("A",) * beads, bead_types=("A",) * beads, residue_names=("X",) * beads,
+        residue_ids=tuple(range(beads)), chain_ids=("A",) * beads, bonds=bonds,
+        masses=(12.0,) * beads,
+    )  # fmt: skip
+
+
+def frames(beads: int, count: int = 400, seed: int = 0, bonds=None) -> cgml.CGDataset:
+    """Steps of about 0.4 nm, tetrahedral angles more or less, any torsion."""
+    top = topology(beads, bonds)
+    from openmm_cgml.flow.internal import ZMatrix
+
+    rng = np.random.default_rng(seed)
+    coordinates = ZMatrix.of(top)
+    shape = [(count, n) for n in coordinates.counts]
+    positions = coordinates.inverse(
+        torch.tensor(0.4 * np.exp(0.05 * rng.normal(size=shape[0]))),
+        torch.tensor(2.0 + 0.15 * rng.normal(size=shape[1])).clamp(0.3, 3.0),
+        torch.tensor(rng.vonmises(1.0, 2.0, size=shape[2])),
+    )
+    return cgml.CGDataset(positions.numpy(), top, 300.0)
+
+
+def flow_of(dataset: cgml.CGDataset, strength: float = 0.3, **settings):
+    """A flow whose every parameter is random."""
+    flow = FLOWS["coupling"](dataset, width=16, components=3, **settings).double()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in flow.parameters():
+            p += strength * torch.randn(p.shape, generator=draw, dtype=p.dtype)
+    return flow
+
+
+KINDS = {
+    "two": (2, {}),
+    "three": (3, {}),
+    "four": (4, {}),
+    "six": (6, {"blocks": 2, "angle_blocks": 2}),
+    "branched": (6, {"bonds": BRANCHED}),
+    "spline": (6, {"transform": "spline"}),
+    "channels": (5, {"channels": 2}),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request):
+    beads, settings = KINDS[request.param]
+    settings = dict(settings)
+    dataset = frames(beads, bonds=settings.pop("bonds", None))
+    return flow_of(dataset, **settings), torch.tensor(dataset.positions[:8]).double()
+
+
+def test_density_does_not_change_under_rigid_motion_and_splits_into_copies(made) -> None:
+    flow, positions = made
+    logs = flow.log_prob(positions)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double())[
+        0
+    ]
+    turn = turn * torch.det(turn)
+    assert torch.allclose(flow.log_prob(positions @ turn.T + 0.7), logs, atol=1e-9, rtol=0)
+    each = torch.cat([flow.log_prob(x) for x in positions.split(1)])
+    assert torch.allclose(each, logs, atol=1e-11, rtol=0)
+
+
+def test_mirror_images_have_other_densities(made) -> None:
+    flow, positions = made
+    mirrored = flow.log_prob(positions * torch.tensor([1.0, 1.0, -1.0]))
+    differs = (mirrored - flow.log_prob(positions)).abs().max() > 1e-3
+    assert bool(differs) == (flow.beads > 3)
+
+
+def test_forces_are_the_gradient(made) -> None:
+    flow, positions = made
+    found = flow.forces(positions)
+    h = 1e-6
+    draw = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        along = torch.randn(positions.shape, generator=draw, dtype=torch.float64)
+        slope = (flow.log_prob(positions + h * along) - flow.log_prob(positions - h * along)) / (
+            2 * h
+        )
+        expected = flow.kt * slope
+        assert torch.allclose((found * along).sum((1, 2)), expected, rtol=1e-4, atol=1e-3)
+    energies, forces = energy_and_forces(FlowPMF(flow), positions)
+    assert torch.allclose(forces, found)
+    assert torch.allclose(energies, -flow.kt * flow.log_prob(positions))
+
+
+def test_samples_have_the_density_that_is_told(made) -> None:
+    """The mean of f / p over samples of p is the integral of f: here a broader flow's, one."""
+    flow, _ = made
+    positions, logs = flow.sample(4000, seed=3)
+    assert torch.allclose(positions.mean(1), torch.zeros(3).double(), atol=1e-12)
+    again, same = flow.sample(4000, seed=3)
+    assert torch.equal(positions, again) and torch.equal(logs, same)
+    assert not torch.equal(positions, flow.sample(4000, seed=4)[0])
+    other = FLOWS["coupling"](frames(flow.beads, bonds=flow.topology.bonds)).double()
+    with torch.no_grad():
+        ratio = torch.exp(other.log_prob(positions) - logs).numpy()
+        back, own = other.sample(4000, seed=5)
+        bridge = (flow.log_prob(back) - own).numpy()
+    # Bennett's bridge: both densities are normalised, so the free-energy difference is zero.
+    forward = 1 / (1 + 1 / ratio)
+    backward = 1 / (1 + np.exp(-bridge))
+    spread = (forward.var() + backward.var()) / 4000
+    assert abs(forward.mean() - backward.mean()) < 4 * spread**0.5
+
+
+def test_orientations_are_uniform() -> None:
+    flow = flow_of(frames(4))
+    positions, _ = flow.sample(4000, seed=0)
+    first = torch.nn.functional.normalize(positions[:, 1] - positions[:, 0], dim=1).numpy()
+    across = np.cross(first, positions[:, 2].numpy() - positions[:, 1].numpy())
+    for axis in (*first.T, *(across / np.linalg.norm(across, axis=1, keepdims=True)).T):
+        assert stats.kstest(axis, stats.uniform(-1, 2).cdf).pvalue > 1e-4
+
+
+# ---------------------------------------------------------------- exact systems
+
+
+def test_two_beads_integrate_to_one_and_are_sampled_so() -> None:
+    flow = flow_of(frames(2))
+    lengths = torch.exp(torch.linspace(-4, 3, 40_001)).double()
+    positions = torch.zeros(len(lengths), 2, 3).double()
+    positions[:, 1, 0] = lengths
+    density = flow.log_prob(positions).exp().detach() * 4 * math.pi * lengths**2 / 2**1.5
+    cumulative = torch.cumulative_trapezoid(density, lengths).numpy()
+    assert cumulative[-1] == pytest.approx(1, abs=1e-6)
+    drawn = flow.sample(20_000, seed=1)[0]
+    found = (drawn[:, 1] - drawn[:, 0]).norm(dim=1).numpy()
+    edges = np.interp(np.linspace(0, 1, 41)[1:-1], cumulative, lengths[1:].numpy())
+    counts = np.bincount(np.searchsorted(edges, found), minlength=40)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_three_beads_integrate_to_one_and_are_sampled_so() -> None:
+    flow = flow_of(frames(3))
+    one = torch.linspace(-2.2, 0.5, 90).double().exp()
+    angle = torch.linspace(0.002, math.pi - 0.002, 180).double()
+    a, b, t = (g.ravel() for g in torch.meshgrid(one, one, angle, indexing="ij"))
+    zero = torch.zeros_like(a)
+    positions = torch.stack(
+        [
+            torch.stack([a, zero, zero], 1), torch.zeros(len(a), 3).double(),
+            torch.stack([b * t.cos(), b * t.sin(), zero], 1),
+        ], dim=1,
+    )  # fmt: skip
+    with torch.no_grad():
+        volume = 8 * math.pi**2 * a**2 * b**2 * t.sin() / 3**1.5
+        density = (flow.log_prob(positions).exp() * volume).view(90, 90, 180)
+    by_angle = torch.trapezoid(torch.trapezoid(density, one, dim=0), one, dim=0)
+    cumulative = torch.cumulative_trapezoid(by_angle, angle).numpy()
+    assert cumulative[-1] == pytest.approx(1, abs=2e-3)
+    drawn = flow.sample(20_000, seed=1)[0]
+    steps = drawn[:, [0, 2]] - drawn[:, 1:2]
+    cosine = torch.nn.functional.cosine_similarity(steps[:, 0], steps[:, 1], dim=1)
+    shares = np.linspace(0, 1, 21)[1:-1] * cumulative[-1]
+    edges = np.interp(shares, cumulative, angle[1:].numpy())
+    counts = np.bincount(np.searchsorted(edges, cosine.acos().numpy()), minlength=20)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_no_length_or_angle_is_impossible() -> None:
+    flow = flow_of(frames(4))
+    for length, angle in ((0.01, 2.0), (40.0, 2.0), (0.4, 0.001), (0.4, 3.1415)):
+        positions = flow.coordinates.inverse(
+            torch.full((1, 3), length).double(), torch.full((1, 2), angle).double(),
+            torch.zeros(1, 1).double(),
+        )  # fmt: skip
+        assert torch.isfinite(flow.log_prob(positions)).all()
+        assert torch.isfinite(flow.forces(positions)).all()
+
+
+@pytest.mark.parametrize("transform", ["smooth", "spline"])
+def test_forces_are_continuous_unless_splined(transform) -> None:
+    """Along a torsion, the largest step of the force falls with the step; a spline's does not."""
+    flow = flow_of(frames(4), strength=1.0, transform=transform)
+    largest = []
+    for count in (2000, 8000):
+        torsion = torch.linspace(-math.pi, math.pi, count + 1).double()[:, None]
+        positions = flow.coordinates.inverse(
+            torch.full((count + 1, 3), 0.4).double(), torch.full((count + 1, 2), 2.0).double(),
+            torsion,
+        )  # fmt: skip
+        with torch.enable_grad():
+            torsion.requires_grad_(True)
+            bonds, angles = torch.full((1, 3), 0.4).double(), torch.full((1, 2), 2.0).double()
+            moved = flow.coordinates.inverse(
+                bonds.expand(count + 1, -1), angles.expand(count + 1, -1), torsion
+            )
+            (slope,) = torch.autograd.grad(flow.log_prob(moved).sum(), torsion)
+        assert torch.allclose(flow.log_prob(positions[:1]), flow.log_prob(positions[-1:]))
+        jump = (slope[0] - slope[-1]).abs()
+        largest.append(max(float(slope.diff(dim=0).abs().max()), float(jump)))
+    falls = largest[0] / largest[1]
+    assert (3 < falls < 5) if transform == "smooth" else falls < 1.5
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_training_finds_a_known_density_also_from_weighted_frames() -> None:
+    """Frames of two torsion states, one drawn too often and weighted down."""
+    rng = np.random.default_rng(0)
+    from openmm_cgml.flow.internal import ZMatrix
+
+    top = topology(4)
+    coordinates = ZMatrix.of(top)
+
+    def drawn(count: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+        left = rng.random(count) < share
+        torsion = np.where(left, rng.vonmises(-1.2, 8.0, count), rng.vonmises(1.0, 20.0, count))
+        positions = coordinates.inverse(
+            torch.tensor(0.4 * np.exp(0.05 * rng.normal(size=(count, 3)))),
+            torch.tensor(rng.normal(1.9, 0.1, size=(count, 2))), torch.tensor(torsion)[:, None],
+        )  # fmt: skip
+        return positions.numpy(), left
+
+    positions, left = drawn(8000, 0.9)
+    weights = np.where(left, 0.5 / 0.9, 0.5 / 0.1)
+    train = cgml.CGDataset(positions, top, 300.0, weights=weights)
+    valid = cgml.CGDataset(drawn(4000, 0.5)[0], top, 300.0)
+    result = fit_flow(
+        FLOWS["coupling"](train, width=16, components=4), train, valid, epochs=8, batch_size=200,
+        learning_rate=1e-2,
+    )  # fmt: skip
+    flow = result.pmf.flow
+    x = torch.tensor(valid.positions)
+    bonds, angles, torsions = (c.numpy() for c in coordinates(x))
+    exact = (
+        stats.norm(np.log(0.4), 0.05).logpdf(np.log(bonds)).sum(1) - np.log(bonds).sum(1)
+        + stats.norm(1.9, 0.1).logpdf(angles).sum(1)
+        + np.log(
+            0.5 * stats.vonmises(8.0, -1.2).pdf(torsions[:, 0])
+            + 0.5 * stats.vonmises(20.0, 1.0).pdf(torsions[:, 0])
+        )
+        - coordinates.log_volume(*coordinates(x)[:2]).numpy()
+    )  # fmt: skip
+    excess = exact - flow.log_prob(x).detach().numpy()
+    error = excess.std() / len(excess) ** 0.5
+    assert -4 * error < excess.mean() < 0.06
+    told = result.metrics["log_likelihood"]
+    assert told == pytest.approx(exact.mean() - excess.mean(), abs=1e-3)
+    assert result.metrics["outside_training"] < 0.01
+    losses = [h["valid_loss"] for h in result.history]
+    assert -min(losses) * 6 == pytest.approx(told, abs=1e-2)
+    right = geometry.dihedrals(flow.sample(20_000)[0], torch.tensor([[0, 1, 2, 3]])) > 0
+    assert float(right.double().mean()) == pytest.approx(0.5, abs=0.04)
+
+
+def test_channels_are_trained_by_a_bound_below_the_density() -> None:
+    flow = flow_of(frames(5), channels=2, strength=0.5)
+    positions = torch.tensor(frames(5).positions[:20])
+    exact = flow.log_prob(positions)
+    draw = torch.Generator().manual_seed(0)
+    each = [
+        flow.bound(positions, torch.randn(20, 2, generator=draw, dtype=torch.float64))
+        for _ in range(4000)
+    ]
+    logs = torch.stack(each).detach()
+    assert (logs.mean(0) <= exact + 0.05).all()
+    ratio = (logs - exact.detach()).exp()
+    z = (ratio.mean(0) - 1) / (ratio.std(0) / len(ratio) ** 0.5)
+    assert z.abs().max() < 4.5
+
+
+# ---------------------------------------------------------------- samples, files, students
+
+
+def test_samples_are_a_dataset_with_the_forces_of_the_reweighted_density() -> None:
+    flow = flow_of(frames(6), strength=0.6)
+    flow.contacts = Contacts(flow.contacts.pairs, flow.contacts.closest + 0.12)
+    dataset = flow.sample_dataset(3000, seed=1)
+    report = dataset.mapping["flow"]
+    assert report["drawn"] == 3000 and report["kept"] == len(dataset)
+    assert report["strong"] == 3000 - len(dataset) and 0 < report["strong"] < 300
+    assert 0 < report["clashing"] < 1
+    overlaps = flow.contacts.overlaps(torch.tensor(dataset.positions))
+    energies = STIFFNESS * overlaps.square().sum(1).numpy()
+    weights = np.exp(-energies)
+    assert np.allclose(dataset.weights, weights / weights.mean(), rtol=1e-3, atol=1e-6)
+    assert report["effective"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum(), rel=1e-3)
+    assert report["clashing"] == pytest.approx(np.mean(energies > 0), abs=1e-3)
+
+    def log_density(x: torch.Tensor) -> torch.Tensor:
+        return flow.log_prob(x) - STIFFNESS * flow.contacts.overlaps(x).square().sum(1)
+
+    x = torch.tensor(dataset.positions[:50]).double().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(log_density(x).sum(), x)
+    assert np.allclose(dataset.forces[:50], flow.kt * gradient.numpy(), rtol=1e-3, atol=0.5)
+
+
+def test_a_limit_on_forces_and_its_end() -> None:
+    flow = flow_of(frames(4))
+    few = flow.sample_dataset(500, largest_force=120.0)
+    strength = np.sqrt((few.forces**2).mean((1, 2)))
+    assert 0 < len(few) < 500 and strength.max() <= 121
+    with pytest.raises(cgml.InputError, match="nothing to learn from"):
+        flow.sample_dataset(20, largest_force=1e-6)
+
+
+def test_contacts_are_the_closest_distances_of_frames_that_count() -> None:
+    dataset = frames(5)
+    contacts = Contacts.of(dataset)
+    assert contacts.pairs.tolist() == [[0, 3], [0, 4], [1, 4]]
+    found = geometry.distances(torch.tensor(dataset.positions), contacts.pairs)
+    assert torch.allclose(contacts.closest, found.double().amin(0))
+    assert not contacts.overlaps(torch.tensor(dataset.positions).double()).any()
+    weights = np.ones(len(dataset))
+    weights[int(found[:, 0].argmin())] = 0
+    less = Contacts.of(cgml.CGDataset(dataset.positions, dataset.topology, 300.0, weights=weights))
+    assert less.closest[0] > contacts.closest[0]
+
+
+def test_a_file_holds_the_flow(made, tmp_path) -> None:
+    flow, positions = made
+    save_flow(tmp_path / "a.flow", flow)
+    again = load_flow(tmp_path / "a.flow")
+    assert torch.equal(again.log_prob(positions), flow.log_prob(positions))
+    assert again.topology == flow.topology and again.temperature == 300.0
+    assert torch.equal(again.sample(5)[0], flow.sample(5)[0])
+
+
+def test_bad_files_and_data(dataset, tmp_path) -> None:
+    path = tmp_path / "a.flow"
+    with pytest.raises(cgml.InputError, match="no flow; give what fit_flow returned"):
+        save_flow(path, cgml.fit_prior(dataset))  # type: ignore[arg-type]
+    path.write_bytes(b"not a flow")
+    with pytest.raises(cgml.InputError, match="no flow file, or damaged"):
+        load_flow(path)
+    with pytest.raises(cgml.InputError, match="not a flow"):
+        build({"class": "os:system", "arguments": {}})
+    with pytest.raises(cgml.InputError, match="not connected|connected"):
+        FLOWS["coupling"](frames(4, bonds=None).select(slice(3)).__class__(
+            frames(4).positions, topology(4, ((0, 1), (2, 3))), 300.0,
+        ))  # fmt: skip
+    with pytest.raises(cgml.InputError, match="channels"):
+        FLOWS["coupling"](frames(4), channels=9)
+    with pytest.raises(cgml.InputError, match="transform"):
+        FLOWS["coupling"](frames(4), transform="steep")
+    with pytest.raises(cgml.InputError, match=r"this flow is of 4 beads"):
+        flow_of(frames(4)).log_prob(torch.zeros(2, 5, 3))
+    whole = frames(3)
+    torn = whole.positions.copy()
+    torn[1, 2, 0] += 5.0
+    box = np.repeat(5.0 * np.eye(3)[None], len(torn), 0)
+    with pytest.raises(cgml.InputError, match=r"frame 1: the molecule is torn"):
+        FLOWS["coupling"](cgml.CGDataset(torn, whole.topology, 300.0, box=box))
+    FLOWS["coupling"](cgml.CGDataset(whole.positions, whole.topology, 300.0, box=box))
+
+
+class Shifted(cgml.PMF):
+    """Another PMF's energies, a little steeper and with another zero."""
+
+    def __init__(self, pmf: cgml.PMF, factor: float, zero: float) -> None:
+        super().__init__()
+        self.pmf, self.factor, self.zero = pmf, factor, zero
+
+    def forward(self, positions, box_vectors=None):
+        return self.factor * self.pmf(positions) + self.zero
+
+
+def test_agreement_is_exact_for_a_flow_s_own_energy() -> None:
+    flow = flow_of(frames(4))
+    found = agreement(flow, Shifted(FlowPMF(flow), 1.0, 7.0), samples=500)
+    assert found.effective == pytest.approx(500)
+    assert found.free_energy == pytest.approx(7.0)
+    assert abs(found.flow_to_pmf) < 1e-9 and abs(found.pmf_to_flow) < 1e-9
+    other = agreement(flow, Shifted(FlowPMF(flow), 1.1, 0.0), samples=5000)
+    assert other.effective < 4990 and other.flow_to_pmf > 0 and other.pmf_to_flow > 0
+    assert "effective" in other.text()
+
+
+def test_flows_of_two_molecules_teach_one_network() -> None:
+    flows = {"one": flow_of(frames(4)), "two": flow_of(frames(5))}
+    made = distill(
+        flows, lambda data: cgml.PMFS["schnet"](data, width=8), count=400, samples=200, epochs=2,
+        batch_size=60,
+    )  # fmt: skip
+    assert set(made.agreements) == {"one", "two"}
+    assert set(made.result.molecules) == {"one", "two"}
+    assert "one: flow and PMF" in made.text()
+    for found in made.agreements.values():
+        assert 1 <= found.effective <= 200
+
+
+def test_a_student_comes_nearer_to_its_teacher() -> None:
+    flow = flow_of(frames(4), strength=0.1)
+    few, more = (
+        distill(flow, count=4000, samples=2000, epochs=epochs, batch_size=100)
+        for epochs in (1, 12)
+    )
+    assert isinstance(more.result.pmf, SumPMF)
+    assert more.agreements[""].flow_to_pmf < few.agreements[""].flow_to_pmf
+    assert more.agreements[""].effective > 1000
