@@ -29,7 +29,8 @@ def save_flow(path: str | Path, result: "FitResult | Flow") -> None:
     """
     from .version import __version__
 
-    flow = result if isinstance(result, Flow) else getattr(result.pmf, "flow", None)
+    pmf = getattr(result, "pmf", None)
+    flow = result if isinstance(result, Flow) else getattr(pmf, "flow", None)
     if not isinstance(flow, Flow):
         raise InputError("this is no flow; give what fit_flow returned, or save_model for a PMF")
     card: dict[str, Any] = {

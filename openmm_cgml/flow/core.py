@@ -19,6 +19,9 @@ from .samples import Contacts, fit_to_teach
 
 logger = logging.getLogger(__name__)
 
+# Of the quadrature along each channel. The flow's dependence on a channel is smooth.
+_POINTS = 16
+
 
 class Flow(nn.Module, ABC):
     """A density of the beads of one molecule, its centre of geometry at the origin.
@@ -48,15 +51,15 @@ class Flow(nn.Module, ABC):
         channels: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= channels <= 3:
-            raise InputError(f"a flow has {channels} channels; 0 to 3 can be integrated over")
+        if not 0 <= channels <= 2:
+            raise InputError(f"a flow has {channels} channels; 0 to 2 can be integrated over")
         if isinstance(topology, dict):
             topology = CGTopology.from_json(json.dumps(topology))
         self.topology, self.temperature = topology, float(temperature)
         self.contacts = Contacts(**contacts) if isinstance(contacts, dict) else contacts
         self.beads, self.channels = len(topology), channels
         # Plain arrays, not buffers, which would be rounded to the flow's precision.
-        self._nodes, self._log_weights = _quadrature(channels, 32 if channels < 3 else 12)
+        self._nodes, self._log_weights = _quadrature(channels, _POINTS)
 
     @property
     def kt(self) -> float:
@@ -106,7 +109,7 @@ class Flow(nn.Module, ABC):
             normals: (frames, channels) standard normal numbers.
         """
         normals = normals[:, : self.channels]
-        return self.joint_log_prob(positions, normals) - _log_normal(normals)
+        return self.joint_log_prob(positions, normals) - log_normal(normals)
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """Return the log-density (frames,), nm^-(3 N - 3).
@@ -210,7 +213,7 @@ def build(architecture: dict[str, Any]) -> Flow:
     return cls(**architecture.get("arguments", {}))
 
 
-def _log_normal(values: Tensor) -> Tensor:
+def log_normal(values: Tensor) -> Tensor:
     """Return the log-density of standard normal numbers, summed over the last dimension."""
     return -0.5 * (values.square() + 1.8378770664093453).sum(-1)  # ln 2 pi
 

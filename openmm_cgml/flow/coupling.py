@@ -12,7 +12,7 @@ import numpy as np
 from .. import geometry
 from ..dataset import CGDataset
 from ..errors import InputError
-from .core import Flow
+from .core import Flow, log_normal
 from .internal import ZMatrix
 from .samples import Contacts
 from .transforms import TRANSFORMS
@@ -95,8 +95,9 @@ class CouplingFlow(Flow):
     """Density of internal coordinates, p(torsions) p(angles | torsions) p(bonds | both).
 
     Angles enter as the logit of theta / pi and bonds as the logarithm, standardised, so that
-    every angle in (0, pi) and every length has a density. Torsions are on the circle. Latent
-    numbers are uniform for torsions and logistic for the rest.
+    every angle in (0, pi) and every length has a density; channels as the logit of the normal
+    distribution's integral. Torsions are on the circle. Latent numbers are uniform for torsions
+    and logistic for the rest.
 
     Args:
         topology, temperature, contacts: as of `Flow`.
@@ -177,8 +178,10 @@ class CouplingFlow(Flow):
         bonds, angles, torsions = self.coordinates(positions)
         scale = self.scale.to(positions)
         lines = torch.cat([(angles / (math.pi - angles)).log(), bonds.log()], dim=1)
-        line = torch.cat([(lines - scale[:, 0]) / scale[:, 1], channels], dim=1)
+        below, above = torch.special.log_ndtr(channels), torch.special.log_ndtr(-channels)
+        line = torch.cat([(lines - scale[:, 0]) / scale[:, 1], below - above], dim=1)
         total = -self.coordinates.log_volume(bonds, angles) - scale[:, 1].log().sum()
+        total = total + (log_normal(channels) - (below + above).sum(1))
         total = total - bonds.log().sum(1)
         total = total + (math.pi / (angles * (math.pi - angles))).log().sum(1)
         circle = torsions

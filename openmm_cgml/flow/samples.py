@@ -24,6 +24,9 @@ STIFFNESS = 1600.0
 #: the flow where it has seen no data, which a network would spend itself on.
 _STRONG = 5.0
 
+# kT; the weight of such a sample would be below 3e-9.
+_OVERLAP = 20.0
+
 
 @dataclass(frozen=True)
 class SampleReport:
@@ -34,7 +37,8 @@ class SampleReport:
         not_finite: of which left out since a number was not finite.
         strong: of which left out since the RMS component of the forces was above the limit.
         limit: that limit, kJ/mol/nm.
-        clashing: fraction of the samples in which two beads are closer than any such pair of the
+        overlapping: of which left out since their repulsion, below, was above 20 kT.
+        clashing: fraction of the other samples in which two beads are closer than in any of the
             training frames.
         effective: frames that the weights of the repulsion leave, (sum w)^2 / sum w^2.
     """
@@ -42,6 +46,7 @@ class SampleReport:
     drawn: int
     not_finite: int
     strong: int
+    overlapping: int
     limit: float
     clashing: float
     effective: float
@@ -49,7 +54,7 @@ class SampleReport:
     @property
     def kept(self) -> int:
         """Frames in the dataset."""
-        return self.drawn - self.not_finite - self.strong
+        return self.drawn - self.not_finite - self.strong - self.overlapping
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report, JSON-able."""
@@ -59,7 +64,8 @@ class SampleReport:
         """Return the report in a line."""
         return (
             f"{self.drawn:,} samples of the flow: {self.kept:,} kept, {self.strong:,} with forces "
-            f"above {self.limit:.0f} kJ/mol/nm left out, {self.not_finite:,} not finite; "
+            f"above {self.limit:.0f} kJ/mol/nm left out, {self.overlapping:,} overlapping, "
+            f"{self.not_finite:,} not finite; "
             f"{100 * self.clashing:.2f} % have beads closer than in training; the repulsion's "
             f"weights leave {self.effective:,.0f} effective frames"
         )
@@ -142,13 +148,16 @@ def fit_to_teach(
     if limit is None:
         limit = _STRONG * float(strength[finite].median()) if bool(finite.any()) else math.inf
     weak = strength <= limit
-    kept = finite & weak
-    energies, push = contacts.repulsion(positions[kept])
+    energies, push = contacts.repulsion(positions)
+    apart = energies <= _OVERLAP
+    kept = finite & weak & apart
+    energies, push = energies[kept], push[kept]
     weights = torch.exp(-energies.double())
     report = SampleReport(
         drawn=len(positions),
         not_finite=int((~finite).sum()),
         strong=int((finite & ~weak).sum()),
+        overlapping=int((finite & weak & ~apart).sum()),
         limit=float(limit),
         clashing=float((energies > 0).double().mean()) if len(energies) else 0.0,
         effective=kish_size(-energies.double().cpu().numpy()) if len(energies) else 0.0,

@@ -264,7 +264,7 @@ class CircularMixture(_Mixture):
     """
 
     NARROWEST, WIDEST = 0.03, 1.1
-    LEAST_UNIFORM = 1e-3
+    LEAST_UNIFORM = 1e-5
 
     @staticmethod
     def _count(components: int) -> int:
@@ -281,7 +281,7 @@ class CircularMixture(_Mixture):
         span = math.log(self.WIDEST / self.NARROWEST)
         first = math.log(min(max(_TURN / k, 0.06), 0.75) / self.NARROWEST) / span
         fraction = torch.sigmoid(widths + math.log(first / (1 - first)))
-        u = self.LEAST_UNIFORM + (1 - self.LEAST_UNIFORM) * torch.sigmoid(uniform.squeeze(-1) - 2)
+        u = self.LEAST_UNIFORM + (1 - self.LEAST_UNIFORM) * torch.sigmoid(uniform.squeeze(-1) - 4)
         return (
             weights.softmax(-1),
             wrap(even + means),
