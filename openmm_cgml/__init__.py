@@ -55,6 +55,15 @@ _EXPORTS = {
     "CustomLoss": "losses",
     "RelativeEntropy": "relative_entropy",
     "plan": "training_plan",
+    "FLOWS": "flow",
+    "Flow": "flow.core",
+    "FlowPMF": "flow_training",
+    "Likelihood": "flow_training",
+    "fit_flow": "flow_training",
+    "save_flow": "flow_file",
+    "load_flow": "flow_file",
+    "distill": "distillation",
+    "agreement": "distillation",
     "save_model": "model_file",
     "load_model": "system",
     "prior_forces": "native_prior",
@@ -70,13 +79,21 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "FLOWS",
     "BackendError",
     "CGMLError",
+    "Flow",
+    "FlowPMF",
     "InputError",
+    "Likelihood",
     "ModelFileError",
     "UntrustedModelError",
     "__version__",
-    *_EXPORTS,
+    "agreement",
+    "distill",
+    "fit_flow",
+    "load_flow",
+    "save_flow",
 ]
 
 

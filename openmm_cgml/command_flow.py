@@ -120,7 +120,7 @@ def distill_command(
     """Teach a PMF by the samples and forces of flows, write its model file, compare the two."""
     import torch
 
-    from .distill import distill, with_prior
+    from .distillation import distill, with_prior
     from .files import require_writable
     from .flow_file import load_flow
     from .model_file import save_model

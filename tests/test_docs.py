@@ -23,6 +23,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 COMMANDS = typer.main.get_command(app).commands
 
 SMALLER = {
+    "count=100_000": "count=2000",
     "epochs=60": "epochs=1",
     "--epochs 60": "--epochs 1",
     "ns=1)": "ns=0.002)",

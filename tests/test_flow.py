@@ -10,7 +10,7 @@ from scipy import stats
 
 import openmm_cgml as cgml
 from openmm_cgml import geometry
-from openmm_cgml.distill import agreement, distill
+from openmm_cgml.distillation import agreement, distill
 from openmm_cgml.flow import FLOWS
 from openmm_cgml.flow.core import build
 from openmm_cgml.flow.samples import STIFFNESS, Contacts

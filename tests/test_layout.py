@@ -31,7 +31,7 @@ LEVELS = [
     (
         "training_compile losses relative_entropy extrapolation training_data training_settings "
         "training_weights training_step training_state train ensemble training_plan flow_training "
-        "distill"
+        "distillation"
     ),
     "model_file flow_file",
     "native/ native_prior torchforce force system plugin",
