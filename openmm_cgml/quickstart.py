@@ -6,12 +6,14 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .analysis import Comparison, compare
+from .dataset import CGDataset
 from .errors import InputError
 from .files import atomic_path, segments_folder
 from .mapping import MAPPINGS
@@ -40,6 +42,9 @@ class Effort:
         discard_ps: of it, left out of the comparison.
         stride: every how many frames of the data are used.
         backend: where none is named; None: the first that works, without compiling anything.
+        flow_epochs: of the flow that learns from the same frames without their forces.
+        samples: that it teaches a second model by.
+        student_epochs: of the second model.
     """
 
     epochs: int = 50
@@ -50,10 +55,14 @@ class Effort:
     discard_ps: float = 20.0
     stride: int = 1
     backend: str | None = "fastest"
+    flow_epochs: int = 20
+    samples: int = 50_000
+    student_epochs: int = 20
 
 
 FULL = Effort()
-QUICK = Effort(epochs=4, ladders=16, ps=8.0, discard_ps=2.0, stride=4, backend=None)
+QUICK = Effort(epochs=4, ladders=16, ps=8.0, discard_ps=2.0, stride=4, backend=None,
+               flow_epochs=2, samples=2000, student_epochs=2)  # fmt: skip
 
 # LFMiddle samples the same distribution from 1 to 6 fs, within errors (docs/engine.md).
 _TIMESTEP = 0.004  # ps
@@ -91,7 +100,6 @@ def quickstart(
     from .pmf import PMFS
     from .pmf.core import SumPMF
     from .pmf.prior import fit_prior
-    from .remd import ReplicaExchange, ladder
     from .system import load_model
     from .train import fit
     from .trajectory import read_trajectory
@@ -105,9 +113,9 @@ def quickstart(
         raise InputError(
             f"cannot make folder {folder}: {error.strerror}; choose another"
         ) from None
-    for old in ("run.h5", "report.html", "summary.json"):
+    for old in ("run.h5", "student.h5", "report.html", "summary.json"):
         (folder / old).unlink(missing_ok=True)
-    shutil.rmtree(segments_folder(folder / "run.h5"), ignore_errors=True)
+        shutil.rmtree(segments_folder(folder / old), ignore_errors=True)
     started = time.perf_counter()
     data = resources.files(__package__) / "data" / "quickstart"
     setup = json.loads((data / "quickstart.json").read_text(encoding="utf-8"))
@@ -136,39 +144,24 @@ def quickstart(
         save_model(folder / "model.pt", result)
         model = load_model(folder / "model.pt")
         start = dataset.positions[dataset.probabilities.argmax()]
-        simulation = ReplicaExchange(
-            model,
-            start,
-            ladder(setup["temperature_K"], effort.highest, effort.rungs),
-            effort.ladders,
-            exchange_interval=0.1,
-            timestep=_TIMESTEP,
-            friction=_FRICTION,
-            seed=seed,
-            backend=named or chosen,
-        )
+        simulate = partial(
+            _simulate, setup=setup, effort=effort, files=files, seed=seed, progress=progress,
+            backend=named or chosen, start=start,
+        )  # fmt: skip
         logger.info(
             "simulating %d ladders of %d temperatures, %.0f ps each",
             effort.ladders,
             effort.rungs,
             effort.ps,
         )
-        run = simulation.run(
-            folder / "run.h5", ns=effort.ps / 1000, interval=0.2, progress=progress
-        )
-        comparison = compare(
-            run,
-            files / setup["reference"],
-            setup["dihedrals"],
-            temperature=setup["temperature_K"],
-            state=tuple(setup["state"]),
-            discard_ps=effort.discard_ps,
-        )
+        run, comparison = simulate(model, folder / "run.h5")
+        without_forces = _learn_without_forces(train, valid, folder, simulate, effort, seed)
     # After the run: Reference's random numbers are global to the process.
     backends = backend_speeds(
-        model, start, simulation.copies, backends=list(BACKENDS) if effort.backend else [chosen]
+        model, start, copies, backends=list(BACKENDS) if effort.backend else [chosen]
     )
     summary = _summary(comparison, dataset, result.metrics, train_seconds, run.info)
+    summary["without_forces"] = without_forces
     summary["backends"] = {name: round(speed) for name, speed in backends.items()}
     summary["seconds"] = round(time.perf_counter() - started, 1)
     write_report(
@@ -177,7 +170,7 @@ def quickstart(
         title=setup["title"],
         lead=(
             f"A force field learned from {len(dataset):,} all-atom frames by force matching, run "
-            f"as {simulation.copies} copies that exchange {effort.rungs} temperatures in one "
+            f"as {copies} copies that exchange {effort.rungs} temperatures in one "
             "OpenMM Context, against an independent all-atom reference."
         ),
         labels=tuple(setup["labels"]),
@@ -186,9 +179,96 @@ def quickstart(
         backends=backends,
         notes=[_note(effort, setup["temperature_K"], run.info["statistics"])],
     )
-    with atomic_path(folder / "summary.json") as partial:
-        partial.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    with atomic_path(folder / "summary.json") as unfinished:
+        unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _simulate(
+    model: Any,
+    output: Path,
+    *,
+    setup: dict[str, Any],
+    effort: Effort,
+    files: Path,
+    seed: int,
+    progress: bool | None,
+    backend: str | None,
+    start: Any,
+) -> tuple[Any, Comparison]:
+    """Run replica exchange of a model and compare it with the reference."""
+    from .remd import ReplicaExchange, ladder
+
+    simulation = ReplicaExchange(
+        model,
+        start,
+        ladder(setup["temperature_K"], effort.highest, effort.rungs),
+        effort.ladders,
+        exchange_interval=0.1,
+        timestep=_TIMESTEP,
+        friction=_FRICTION,
+        seed=seed,
+        backend=backend,
+    )
+    run = simulation.run(output, ns=effort.ps / 1000, interval=0.2, progress=progress)
+    return run, _compare(run, files, setup, effort.discard_ps)
+
+
+def _compare(model: Any, files: Path, setup: dict[str, Any], discard: float = 0.0) -> Comparison:
+    return compare(
+        model,
+        files / setup["reference"],
+        setup["dihedrals"],
+        temperature=setup["temperature_K"],
+        state=tuple(setup["state"]),
+        discard_ps=discard,
+    )
+
+
+def _learn_without_forces(
+    train: CGDataset, valid: CGDataset, folder: Path, simulate: Any, effort: Effort, seed: int
+) -> dict[str, Any]:
+    """Let a flow learn the density of the weighted frames, and a second model from the flow."""
+    from .distillation import distill
+    from .flow import FLOWS
+    from .flow_file import save_flow
+    from .flow_training import fit_flow
+    from .model_file import save_model
+    from .system import load_model
+
+    settings = simulate.keywords
+    progress = settings["progress"]
+    bare = [replace(part, forces=None) for part in (train, valid)]
+    logger.info("training a flow on the same frames without their forces")
+    clock = time.perf_counter()
+    result = fit_flow(
+        FLOWS["coupling"](bare[0], seed=seed), *bare, epochs=effort.flow_epochs, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    seconds = time.perf_counter() - clock
+    save_flow(folder / "molecule.flow", result)
+    flow: Any = result.pmf.flow
+    drawn = CGDataset(
+        flow.sample(4 * effort.samples, seed)[0].numpy(), train.topology, train.temperature
+    )
+    logger.info("teaching a model by %d samples of the flow", effort.samples)
+    clock = time.perf_counter()
+    student = distill(
+        flow, count=effort.samples, seed=seed, epochs=effort.student_epochs, progress=progress
+    )
+    student_seconds = time.perf_counter() - clock
+    save_model(folder / "student.pt", student.result)
+    run, found = simulate(load_model(folder / "student.pt"), folder / "student.h5")
+    density = _compare(drawn, settings["files"], settings["setup"])
+    agreement = student.agreements[""]
+    return {
+        "flow_seconds": round(seconds, 1),
+        "flow_js_phi_psi_excess": density.record()["js_excess"],
+        "student_seconds": round(student_seconds, 1),
+        "student_js_phi_psi_excess": found.record()["js_excess"],
+        "student_js_phi_psi_excess_error": found.record()["js_excess_error"],
+        "effective_fraction": agreement.effective / agreement.samples,
+    }
 
 
 def _note(effort: Effort, temperature: float, statistics: dict[str, Any]) -> str:

@@ -19,7 +19,10 @@ KEYS = {
 def folder(tmp_path_factory):
     """A medium effort: enough for the right basins."""
     folder = tmp_path_factory.mktemp("demo")
-    effort = Effort(epochs=24, ladders=32, ps=30.0, discard_ps=10.0)
+    effort = Effort(
+        epochs=24, ladders=32, ps=30.0, discard_ps=10.0, flow_epochs=6, samples=8000,
+        student_epochs=4,
+    )  # fmt: skip
     quickstart(folder, effort=effort)
     return folder
 
@@ -32,7 +35,12 @@ def test_summary_and_files(folder) -> None:
     assert all(speed > 100 for speed in summary["backends"].values())
     assert summary["frames"] == 20_000 and summary["copies"] == 128
     names = {p.name for p in folder.iterdir()}
-    assert names == {"dataset.h5", "model.pt", "run.h5", "report.html", "summary.json"}
+    assert names == {
+        *("dataset.h5", "model.pt", "run.h5", "report.html", "summary.json"),
+        *("molecule.flow", "student.pt", "student.h5"),
+    }
+    flow = summary["without_forces"]
+    assert 0 < flow["effective_fraction"] < 1 and flow["flow_js_phi_psi_excess"] < 0.1
     page = (folder / "report.html").read_text()
     assert "the populations are the model&#x27;s own" in page
     assert "<h2>Replica-steps/s of 128 copies</h2><table><tr><th>torchforce</th>" in page
