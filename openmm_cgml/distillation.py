@@ -16,7 +16,6 @@ from .collection import DatasetCollection
 from .dataset import CGDataset
 from .errors import InputError
 from .flow.core import Flow
-from .losses import ForceMatching
 from .pmf import PMFS
 from .pmf.core import PMF, SumPMF
 from .pmf.prior import fit_prior, fit_prior_table
@@ -116,6 +115,7 @@ def distill(
     network: str | Callable[[CGDataset | DatasetCollection], PMF] = "cgnet",
     *,
     count: int = 100_000,
+    explore: float | None = None,
     seed: int = 0,
     largest_force: Any = None,
     samples: int = 20_000,
@@ -129,7 +129,7 @@ def distill(
             an untrained PMF.
         count: samples of each flow; a tenth of them validates.
         seed: of samples and training.
-        largest_force: as of `Flow.sample_dataset`.
+        explore, largest_force: as of `Flow.sample_dataset`.
         samples: for the comparison, drawn anew.
         **settings: as of `fit`.
 
@@ -140,13 +140,15 @@ def distill(
     if not flows:
         raise InputError("there is no flow to learn from; give at least one")
     drawn = {
-        name: one.sample_dataset(count, seed=seed + 2 * k, largest_force=largest_force)
+        name: one.sample_dataset(
+            count, explore=explore, seed=seed + 2 * k, largest_force=largest_force
+        )
         for k, (name, one) in enumerate(flows.items())
     }
     dataset: Any = drawn[""] if isinstance(flow, Flow) else DatasetCollection(drawn)
     train, valid = dataset.split(0.9)
     make = with_prior(network) if isinstance(network, str) else network
-    settings = {"loss": ForceMatching(weighted=True), "seed": seed, **settings}
+    settings = {"seed": seed, **settings}
     result = fit(make(train), train, valid, **settings)
     results = result.molecules or {"": result}
     found = {

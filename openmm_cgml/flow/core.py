@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 # Of the quadrature along each channel. The flow's dependence on a channel is smooth.
 _POINTS = 16
 
+# Share of the broader density in the frames that teach a PMF, of molecules of few torsions.
+_EXPLORE, _FEW_TORSIONS = 0.25, 4
+
 
 class Flow(nn.Module, ABC):
     """A density of the beads of one molecule, its centre of geometry at the origin.
@@ -78,6 +81,18 @@ class Flow(nn.Module, ABC):
     @abstractmethod
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return positions (count, beads, 3), nm, mean-free, orientations at random."""
+
+    def draw_broadly(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return frames of a broader density, which also covers barriers, (count, beads, 3), nm.
+
+        Raises:
+            InputError: if the flow knows none.
+        """
+        raise InputError(f"{type(self).__name__} has no broader density to explore; use explore=0")
+
+    def log_breadth(self, positions: Tensor) -> Tensor:
+        """Return ln of the density of `draw_broadly` over the flow's own (frames,)."""
+        raise NotImplementedError
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -158,34 +173,62 @@ class Flow(nn.Module, ABC):
             return positions, self.log_prob(positions)
 
     def sample_dataset(
-        self, count: int, *, seed: int = 0, largest_force: Any = None, batch_size: int = 1024
+        self,
+        count: int,
+        *,
+        explore: float | None = None,
+        seed: int = 0,
+        largest_force: Any = None,
+        batch_size: int = 1024,
     ) -> CGDataset:
         """Return samples with their forces and weights, to teach a PMF by force matching.
 
+        A part of the frames is drawn from a broader density: forces are right wherever they are
+        evaluated, and what is learned of barriers keeps a PMF from inventing basins there, or
+        from losing those behind. The weights make all frames together a sample of the flow.
+
         Frames in which beads are closer than in training are pushed apart: a repulsion is added
-        to the forces, and its Boltzmann factor is the weight. What was left out and what the
+        to the forces, and its Boltzmann factor to the weight. What was left out and what the
         weights leave is logged, and kept in ``dataset.mapping["flow"]``.
 
         Args:
             count: samples to draw; the dataset has fewer if some are left out.
+            explore: share of the broader density (`draw_broadly`), below one; None: a quarter
+                for up to four torsions, else nothing, since most frames of many torsions at
+                random are knots.
             seed: of the random numbers.
             largest_force: RMS component of the forces beyond which a sample is left out,
                 kJ/mol/nm; None: five times the median.
             batch_size: samples whose forces are computed together.
 
         Raises:
-            InputError: if none is left.
+            InputError: if none is left, or the share is not from 0 to below 1.
         """
+        if explore is None:
+            explore = _EXPLORE if 4 <= self.beads <= 3 + _FEW_TORSIONS else 0.0
+        if not 0 <= explore < 1:
+            raise InputError(f"explore is {explore}; give a share from 0 to below 1")
         limit = None
         if largest_force is not None:
             limit = strip(
                 largest_force, "kilojoule/mole/nanometer", what="largest_force", positive=True
             )
-        positions, _ = self.sample(count, seed)
+        broad = round(explore * count)
+        generator = torch.Generator(device=next(self.parameters()).device).manual_seed(seed)
+        log_weights = torch.zeros(count, dtype=torch.float64)
+        with torch.no_grad():
+            positions = self.draw(count - broad, generator)
+            if broad:
+                positions = torch.cat([positions, self.draw_broadly(broad, generator)])
+                ratio = torch.cat([self.log_breadth(x) for x in positions.split(batch_size)])
+                log_weights = -(1 - explore + explore * ratio.double().exp()).log().cpu()
         forces = torch.cat([self.forces(part) for part in positions.split(batch_size)])
+        # In random order, so that any part of the dataset is like the whole.
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         kept, total, weights, report = fit_to_teach(
-            positions, forces, self.kt, self.contacts, limit
-        )
+            positions.cpu()[order], forces.cpu()[order], log_weights[order], broad, self.kt,
+            self.contacts, limit,
+        )  # fmt: skip
         if report.kept == 0:
             raise InputError(f"{report.text()}: nothing to learn from; train the flow longer")
         logger.info("%s", report.text())

@@ -167,6 +167,8 @@ class CouplingFlow(Flow):
             # The last pair sees the data itself; with none, coordinates are independent.
             for half, rest in _halves(own, count):
                 plan.append(("line", half, circle, [*given, *rest]))
+        plan = [entry for entry in plan if entry[1]]
+        self.given_torsions = len(plan)
         for number, (half, rest) in enumerate(_halves(circle, blocks)):
             plan.append(("circle", half, rest, extra))
             if extra and number % 2:
@@ -193,24 +195,56 @@ class CouplingFlow(Flow):
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return positions (count, beads, 3), nm; see `Flow`."""
-        scale = self.scale.to(self._like())
-        made: dict[str, Any] = {
-            "generator": generator, "device": scale.device, "dtype": scale.dtype
-        }  # fmt: skip
-        circle = math.pi * (2 * torch.rand(count, self.torsions, **made) - 1)
-        tiny = torch.finfo(scale.dtype).tiny
-        uniform = torch.rand(count, len(scale) + self.channels, **made).clamp(min=tiny)
-        line = uniform.log() - (-uniform).log1p().clamp(min=math.log(tiny))
-        for layer in reversed(self.layers):
+        circle, line = self._latent(count, generator)
+        for layer in reversed(self.layers[self.given_torsions :]):
             circle, line, _ = layer.apply_to(circle, line, inverse=True)  # type: ignore[operator]
+        return self._placed(circle, line, generator)
+
+    def draw_broadly(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return frames of any torsions, angles and bonds as the flow has them; see `Flow`."""
+        circle, line = self._latent(count, generator)
+        return self._placed(circle, line, generator)
+
+    def log_breadth(self, positions: Tensor) -> Tensor:
+        """Return ln of the density of `draw_broadly` over the flow's (frames,); see `Flow`."""
+        torsions = self.coordinates(positions)[2]
+        nodes = torch.as_tensor(self._nodes).to(positions)
+        frames, points = len(positions), len(nodes)
+        circle, channels = torsions.repeat_interleave(points, 0), nodes.repeat(frames, 1)
+        lines = channels.new_zeros(len(channels), len(self.scale))
+        below, above = torch.special.log_ndtr(channels), torch.special.log_ndtr(-channels)
+        line, total = torch.cat([lines, below - above], dim=1), -(below + above).sum(1)
+        for layer in self.layers[self.given_torsions :]:
+            circle, line, log_slope = layer.apply_to(circle, line, inverse=False)  # type: ignore[operator]
+            total = total + log_slope
+        extra = line[:, len(self.scale) :]
+        total = (total + (extra - 2 * nn.functional.softplus(extra)).sum(1)).view(frames, points)
+        return -torch.logsumexp(total + torch.as_tensor(self._log_weights).to(positions), dim=1)
+
+    def _latent(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw latent numbers: uniform angles, and logistic ones."""
+        made = self._made(generator)
+        circle = math.pi * (2 * torch.rand(count, self.torsions, **made) - 1)
+        tiny = math.log(torch.finfo(made["dtype"]).tiny)
+        uniform = torch.rand(count, len(self.scale) + self.channels, **made)
+        return circle, uniform.log().clamp(min=tiny) - (-uniform).log1p().clamp(min=tiny)
+
+    def _placed(self, circle: Tensor, line: Tensor, generator: torch.Generator) -> Tensor:
+        """Return frames with these torsions, the rest from latent numbers."""
+        for layer in reversed(self.layers[: self.given_torsions]):
+            circle, line, _ = layer.apply_to(circle, line, inverse=True)  # type: ignore[operator]
+        scale = self.scale.to(line)
         lines = line[:, : len(scale)] * scale[:, 1] + scale[:, 0]
         angles = math.pi * lines[:, : self.angles].sigmoid()
         bonds = lines[:, self.angles :].exp()
         positions = self.coordinates.inverse(bonds, angles, circle)
-        return torch.einsum("nij,nkj->nki", _rotations(count, made), positions)
+        return torch.einsum(
+            "nij,nkj->nki", _rotations(len(circle), self._made(generator)), positions
+        )
 
-    def _like(self) -> Tensor:
-        return next(self.parameters())
+    def _made(self, generator: torch.Generator) -> dict[str, Any]:
+        like = next(self.parameters())
+        return {"generator": generator, "device": like.device, "dtype": like.dtype}
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's further arguments."""

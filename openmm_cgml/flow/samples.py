@@ -38,15 +38,17 @@ class SampleReport:
         strong: of which left out since the RMS component of the forces was above the limit.
         limit: that limit, kJ/mol/nm.
         overlapping: of which left out since their repulsion, below, was above 20 kT.
-        clashing: fraction of the other samples in which two beads are closer than in any of the
-            training frames.
-        effective: frames that the weights of the repulsion leave, (sum w)^2 / sum w^2.
+        broad: samples from a broader density than the flow's.
+        clashing: fraction of the flow's frames, by the weights, in which two beads are closer than
+            in any of the training frames.
+        effective: frames that the weights leave, (sum w)^2 / sum w^2.
     """
 
     drawn: int
     not_finite: int
     strong: int
     overlapping: int
+    broad: int
     limit: float
     clashing: float
     effective: float
@@ -63,10 +65,11 @@ class SampleReport:
     def text(self) -> str:
         """Return the report in a line."""
         return (
-            f"{self.drawn:,} samples of the flow: {self.kept:,} kept, {self.strong:,} with forces "
+            f"{self.drawn:,} samples of the flow, {self.broad:,} of them from a broader density: "
+            f"{self.kept:,} kept, {self.strong:,} with forces "
             f"above {self.limit:.0f} kJ/mol/nm left out, {self.overlapping:,} overlapping, "
             f"{self.not_finite:,} not finite; "
-            f"{100 * self.clashing:.2f} % have beads closer than in training; the repulsion's "
+            f"{100 * self.clashing:.2f} % have beads closer than in training; the "
             f"weights leave {self.effective:,.0f} effective frames"
         )
 
@@ -126,7 +129,13 @@ class Contacts:
 
 
 def fit_to_teach(
-    positions: Tensor, forces: Tensor, kt: float, contacts: Contacts, limit: float | None
+    positions: Tensor,
+    forces: Tensor,
+    log_weights: Tensor,
+    broad: int,
+    kt: float,
+    contacts: Contacts,
+    limit: float | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, SampleReport]:
     """Leave out samples with enormous forces, and push overlapping beads apart.
 
@@ -134,8 +143,10 @@ def fit_to_teach(
     forces of that density.
 
     Args:
-        positions: (samples, beads, 3), nm, drawn from the flow.
+        positions: (samples, beads, 3), nm, drawn from the flow, or also from elsewhere.
         forces: (samples, beads, 3), kJ/mol/nm, of the flow.
+        log_weights: (samples,): with them the samples are the flow's.
+        broad: samples that are from a broader density, for the report.
         kt: thermal energy, kJ/mol.
         contacts: of the training frames.
         limit: largest RMS component of a sample's forces, kJ/mol/nm; None: five times the median.
@@ -152,15 +163,19 @@ def fit_to_teach(
     apart = energies <= _OVERLAP
     kept = finite & weak & apart
     energies, push = energies[kept], push[kept]
-    weights = torch.exp(-energies.double())
+    logs = log_weights[kept] - energies.double()
+    weights = torch.exp(logs)
+    # Of the flow's own: barely any weight is on the others that clash.
+    own = weights / weights.mean() if len(weights) else weights
     report = SampleReport(
         drawn=len(positions),
         not_finite=int((~finite).sum()),
         strong=int((finite & ~weak).sum()),
         overlapping=int((finite & weak & ~apart).sum()),
         limit=float(limit),
-        clashing=float((energies > 0).double().mean()) if len(energies) else 0.0,
-        effective=kish_size(-energies.double().cpu().numpy()) if len(energies) else 0.0,
+        broad=broad,
+        clashing=float((own * (energies > 0)).mean()) if len(energies) else 0.0,
+        effective=kish_size(logs.cpu().numpy()) if len(energies) else 0.0,
     )
     total = forces[kept] + kt * push
     return (
