@@ -102,7 +102,9 @@ def scored(
                 flow, count=count, seed=seed, progress=False,
                 epochs=STUDENT_STEPS * 256 // (9 * count // 10) + 1,
             )  # fmt: skip
-            scores["student"] = simulated(student.result, train, seed, files, setup, folder, quick)
+            scores["student"] = simulated(
+                student.result, train, seed, files, setup, folder, quick, timestep=0.002
+            )
         return scores
     pmf = cgml.SumPMF(cgml.fit_prior(train), cgml.PMFS["cgnet"](train, seed=seed))
     result = cgml.fit(
@@ -146,13 +148,14 @@ def simulated(
     setup: dict[str, Any],
     folder: Path,
     quick: bool,
+    timestep: float = 0.004,
 ) -> Comparison:
     """Run replica exchange of a model, all copies from one frame."""
     cgml.save_model(folder / "model.pt", result)
     (folder / "run.h5").unlink(missing_ok=True)
     simulation = cgml.ReplicaExchange(
         folder / "model.pt", train.positions[0].astype(float), cgml.ladder(300, 1000, 4),
-        copies=16 if quick else 64, exchange_interval=0.1, timestep=0.004, friction=5.0, seed=seed,
+        copies=16 if quick else 64, exchange_interval=0.1, timestep=timestep, friction=5.0, seed=seed,
     )  # fmt: skip
     ps, discard = (8.0, 2.0) if quick else (120.0, 20.0)
     found = simulation.run(folder / "run.h5", ns=ps / 1000, interval=0.2, progress=False)

@@ -77,6 +77,9 @@ def sample_command(
     flow: _Flow,
     output: Output,
     count: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 100_000,
+    explore: Annotated[
+        float | None, typer.Option(help="Share of any torsions; if not said: of few, a quarter.")
+    ] = None,
     largest_force: Annotated[
         float | None, typer.Option(help="Leave out stronger ones, RMS component, kJ/mol/nm.")
     ] = None,
@@ -91,7 +94,9 @@ def sample_command(
 
     torch.set_num_threads(threads)
     require_writable(output)
-    dataset = load_flow(flow).sample_dataset(count, seed=seed, largest_force=largest_force)
+    dataset = load_flow(flow).sample_dataset(
+        count, explore=explore, seed=seed, largest_force=largest_force
+    )
     dataset.save(output)
     say(f"{output}: {dataset.mapping['flow']['text']}")
 
@@ -105,10 +110,13 @@ def distill_command(
     network: Annotated[str, typer.Option(help=f"One of: {', '.join(PMFS)}.")] = "cgnet",
     assigned: _Set = None,
     count: Annotated[int, typer.Option(min=100, help="Samples of each flow.")] = 100_000,
+    explore: Annotated[
+        float | None, typer.Option(help="Share of any torsions; if not said: of few, a quarter.")
+    ] = None,
     largest_force: Annotated[
         float | None, typer.Option(help="Leave out stronger ones, RMS component, kJ/mol/nm.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 30,
+    epochs: Annotated[int, typer.Option(min=1)] = 20,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-3,
     seed: int = 0,
@@ -137,8 +145,8 @@ def distill_command(
     else:
         loaded = loaded[0]
     distilled = distill(
-        loaded, with_prior(network, settings), count=count, largest_force=largest_force,
-        seed=seed, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        loaded, with_prior(network, settings), count=count, explore=explore,
+        largest_force=largest_force, seed=seed, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         directory=checkpoints,
     )  # fmt: skip
     save_model(output, distilled.result)

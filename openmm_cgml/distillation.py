@@ -119,6 +119,8 @@ def distill(
     seed: int = 0,
     largest_force: Any = None,
     samples: int = 20_000,
+    epochs: int = 20,
+    learning_rate: float = 3e-3,
     **settings: Any,
 ) -> Distilled:
     """Teach a PMF by force matching on a flow's samples, and compare the two.
@@ -131,7 +133,7 @@ def distill(
         seed: of samples and training.
         explore, largest_force: as of `Flow.sample_dataset`.
         samples: for the comparison, drawn anew.
-        **settings: as of `fit`.
+        epochs, learning_rate, **settings: as of `fit`.
 
     Raises:
         InputError: as `fit` and `Flow.sample_dataset`.
@@ -148,7 +150,7 @@ def distill(
     dataset: Any = drawn[""] if isinstance(flow, Flow) else DatasetCollection(drawn)
     train, valid = dataset.split(0.9)
     make = with_prior(network) if isinstance(network, str) else network
-    settings = {"seed": seed, **settings}
+    settings = {"seed": seed, "epochs": epochs, "learning_rate": learning_rate, **settings}
     result = fit(make(train), train, valid, **settings)
     results = result.molecules or {"": result}
     found = {
