@@ -146,7 +146,8 @@ def distill_command(
         loaded = loaded[0]
     distilled = distill(
         loaded, with_prior(network, settings), count=count, explore=explore,
-        largest_force=largest_force, seed=seed, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        largest_force=largest_force, seed=seed, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate,
         directory=checkpoints,
     )  # fmt: skip
     save_model(output, distilled.result)
