@@ -28,6 +28,14 @@ _OWN = (
     "carry copies over the barriers. {trips} round trips; about {samples} independent samples."
 )
 
+_FLOW = (
+    "Without forces: a flow trained on the same frames in {flow_seconds:.0f} s samples the two "
+    "dihedrals with JS* = {flow_js_phi_psi_excess:.4f}; a second model, which learned from the "
+    "flow's samples and their forces in {student_seconds:.0f} s (student.pt), with JS* = "
+    "{student_js_phi_psi_excess:.4f} in a run of its own (student.h5). "
+    "{effective_fraction:.0%} of the flow's samples are effective for it."
+)
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -180,7 +188,10 @@ def quickstart(
         training=model.card["training"],
         run=run.info,
         backends=backends,
-        notes=[_note(effort, setup["temperature_K"], run.info["statistics"])],
+        notes=[
+            _note(effort, setup["temperature_K"], run.info["statistics"]),
+            _FLOW.format(**without_forces),
+        ],
     )
     with atomic_path(folder / "summary.json") as unfinished:
         unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
