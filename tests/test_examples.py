@@ -59,6 +59,14 @@ def test_compare_with_reference(road, tmp_path, capsys):
     assert "Training" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_flow_matching(road, tmp_path, capsys):
+    run("09", "--input", road, "--output", tmp_path)
+    said = capsys.readouterr().out
+    assert re.search(r"flow and PMF: [\d,]+ of 20,000 samples effective", said)
+    assert float(re.search(r"training data: ([\d.]+)%", said)[1]) < 50
+    assert {p.name for p in tmp_path.iterdir()} == {"molecule.flow", "student.pt", "run.h5"}
+
+
 def test_metadynamics(road, tmp_path, capsys):
     run("05", "--input", road, "--output", tmp_path)
     said = capsys.readouterr().out
