@@ -28,8 +28,6 @@ from openmm_cgml.pmf.external import external
 from openmm_cgml.pmf.message import MessagePMF
 from openmm_cgml.pmf.short_range import ShortRangeRepulsion, close_pairs
 
-pytestmark = pytest.mark.backend
-
 BOX = torch.tensor([[2.5, 0, 0], [0.375, 3.0, 0], [-0.25, 0.5, 2.75]], dtype=torch.float64)
 BOXES = {"vacuum": None, "periodic": BOX}
 TYPES = "ABCABCAB"
@@ -483,6 +481,7 @@ def test_all_pairs_and_cells_agree(case) -> None:
 # ---------------------------------------------------------------- programs and files
 
 
+@pytest.mark.backend
 def test_torchscript_is_the_module(case) -> None:
     """Its first calls, which run other graphs than later ones, and frozen."""
     script = scripted(case.name, case.dtype)
@@ -530,6 +529,7 @@ def expected_of(model: "cgml.system.Model", case: Case) -> tuple[Tensor, Tensor]
     return energy_and_forces(model.file.rebuild().double(), case.positions.double(), case.box)
 
 
+@pytest.mark.backend
 @single
 def test_a_model_file_is_the_module(case, models) -> None:
     """Up to the tables that it may hold, and they are as exact as its card says."""
@@ -553,6 +553,7 @@ def not_compiled(monkeypatch) -> None:
     monkeypatch.setattr(native, "compile_package", lambda *_: None)
 
 
+@pytest.mark.backend
 @single
 @pytest.mark.parametrize("backend", list(BACKENDS))
 def test_the_force_in_openmm_is_that_of_torch(case, models, backend, not_compiled) -> None:
