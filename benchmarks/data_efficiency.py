@@ -156,7 +156,7 @@ def simulated(
     simulation = cgml.ReplicaExchange(
         folder / "model.pt", train.positions[0].astype(float), cgml.ladder(300, 1000, 4),
         copies=16 if quick else 64, exchange_interval=0.1, timestep=timestep, friction=5.0,
-        seed=seed,
+        seed=seed, backend="python" if quick else None,
     )  # fmt: skip
     ps, discard = (8.0, 2.0) if quick else (120.0, 20.0)
     found = simulation.run(folder / "run.h5", ns=ps / 1000, interval=0.2, progress=False)

@@ -106,7 +106,7 @@ def trained(
         simulation = cgml.ReplicaExchange(
             path, train.positions[0].astype(float), cgml.ladder(300, 1000, 4),
             copies=16 if quick else 64, exchange_interval=0.1, timestep=0.004, friction=5.0,
-            seed=seed,
+            seed=seed, backend="python" if quick else None,
         )  # fmt: skip
         ps, discard = (8.0, 2.0) if quick else (120.0, 20.0)
         clock = time.process_time()
@@ -157,6 +157,7 @@ def protein(quick: bool) -> dict[str, Any]:
         simulation = cgml.ReplicaExchange(
             path, train, cgml.ladder(300, 450, 4), copies=4 if quick else 32,
             exchange_interval=0.2, timestep=0.004, friction=1.0, seed=0,
+            backend="python" if quick else None,
         )  # fmt: skip
         ps = 4.0 if quick else 400.0
         found = simulation.run(Path(folder) / "run.h5", ns=ps / 1000, interval=1.0, progress=False)
