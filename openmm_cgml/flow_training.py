@@ -52,12 +52,12 @@ class Likelihood(Objective):
     Frames count by their weights, so those of a biased run give the unbiased density. With
     channels it is the bound of `Flow.bound`, their numbers drawn anew in every step.
 
-    Reference: Koehler et al. 2023, doi:10.1021/acs.jctc.3c00016, eq. 7.
+    Reference: Koehler et al. 2023, doi:10.1021/acs.jctc.3c00016.
     """
 
     def __call__(self, terms: Terms, batch: Batch, differentiable: bool = True) -> Tensor:
         """Return the loss, a scalar."""
-        flow = terms.pmf.flow
+        flow = getattr(terms.pmf, "flow", None)
         if not isinstance(flow, Flow):
             raise InputError("the likelihood is of a flow; train it by fit_flow")
         logs = flow.bound(batch.positions, batch.normals().flatten(1))

@@ -92,6 +92,28 @@ def damped_torsions(first: Tensor, second: Tensor, third: Tensor) -> tuple[Tenso
     return sine, cosine
 
 
+def angles(
+    positions: Tensor,
+    triples: Tensor,
+    box_vectors: Tensor | None = None,
+) -> Tensor:
+    """Return the angles of triples of beads, exact digits also near 0 and pi.
+
+    The arc cosine would lose half of them there, and its derivative all.
+
+    Args:
+        positions: (copies, beads, 3), nm.
+        triples: (terms, 3) bead indices, the tip second.
+        box_vectors: (3, 3) or None.
+
+    Returns:
+        (copies, terms), radians in [0, pi].
+    """
+    first = displacements(positions, triples[:, 0:2], box_vectors)
+    second = displacements(positions, triples[:, 1:3], box_vectors)
+    return torch.atan2(norm(torch.linalg.cross(first, second)), -(first * second).sum(-1))
+
+
 def dihedrals(
     positions: Tensor,
     quadruples: Tensor,

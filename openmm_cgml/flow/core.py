@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Flow(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if not 0 <= channels <= 2:
-            raise InputError(f"a flow has {channels} channels; 0 to 2 can be integrated over")
+            raise InputError(f"a flow has {channels} channels; give 0, 1 or 2")
         if isinstance(topology, dict):
             topology = CGTopology.from_json(json.dumps(topology))
         self.topology, self.temperature = topology, float(temperature)
@@ -142,12 +143,20 @@ class Flow(nn.Module, ABC):
                 f"positions have shape {tuple(positions.shape)}; this flow is of {self.beads} "
                 "beads: (frames, beads, 3)"
             )
-        positions = positions.to(next(self.parameters()))
-        nodes = torch.as_tensor(self._nodes).to(positions)
-        frames, points = len(positions), len(nodes)
-        repeated = positions.repeat_interleave(points, 0)
-        values = self.bound(repeated, nodes.repeat(frames, 1)).view(frames, points)
-        return torch.logsumexp(values + torch.as_tensor(self._log_weights).to(positions), dim=1)
+        return self.integrated(self.bound, positions.to(next(self.parameters())))
+
+    def integrated(self, function: Callable[[Tensor, Tensor], Tensor], frames: Tensor) -> Tensor:
+        """Return ln of the mean of exp(function) over normal channels (frames,).
+
+        Args:
+            function: of frames and channels (frames, channels), returns (frames,).
+            frames: (frames, ...).
+        """
+        nodes = torch.as_tensor(self._nodes).to(frames)
+        count, points = len(frames), len(nodes)
+        repeated = frames.repeat_interleave(points, 0)
+        values = function(repeated, nodes.repeat(count, 1)).view(count, points)
+        return torch.logsumexp(values + torch.as_tensor(self._log_weights).to(frames), dim=1)
 
     def forces(self, positions: Tensor) -> Tensor:
         """Return kT times the gradient of the log-density, (frames, beads, 3), kJ/mol/nm."""

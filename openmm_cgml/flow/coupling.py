@@ -180,18 +180,21 @@ class CouplingFlow(Flow):
         bonds, angles, torsions = self.coordinates(positions)
         scale = self.scale.to(positions)
         lines = torch.cat([(angles / (math.pi - angles)).log(), bonds.log()], dim=1)
-        below, above = torch.special.log_ndtr(channels), torch.special.log_ndtr(-channels)
-        line = torch.cat([(lines - scale[:, 0]) / scale[:, 1], below - above], dim=1)
+        extra, ratio = _logits(channels)
+        line = torch.cat([(lines - scale[:, 0]) / scale[:, 1], extra], dim=1)
         total = -self.coordinates.log_volume(bonds, angles) - scale[:, 1].log().sum()
-        total = total + (log_normal(channels) - (below + above).sum(1))
-        total = total - bonds.log().sum(1)
+        total = total + log_normal(channels) + ratio - bonds.log().sum(1)
         total = total + (math.pi / (angles * (math.pi - angles))).log().sum(1)
-        circle = torsions
-        for layer in self.layers:
-            circle, line, log_slope = layer.apply_to(circle, line, inverse=False)  # type: ignore[operator]
+        line, log_slope = self._to_latent(self.layers, torsions, line)
+        return total + log_slope + _log_logistic(line) - self.torsions * math.log(2 * math.pi)
+
+    def _to_latent(self, layers: Any, circle: Tensor, line: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the line's latent numbers, and the log-derivative of all (frames,)."""
+        total = torch.zeros_like(line[:, 0])
+        for layer in layers:
+            circle, line, log_slope = layer.apply_to(circle, line, inverse=False)
             total = total + log_slope
-        logistic = line - 2 * nn.functional.softplus(line)
-        return total + logistic.sum(1) - self.torsions * math.log(2 * math.pi)
+        return line, total
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return positions (count, beads, 3), nm; see `Flow`."""
@@ -208,18 +211,16 @@ class CouplingFlow(Flow):
     def log_breadth(self, positions: Tensor) -> Tensor:
         """Return ln of the density of `draw_broadly` over the flow's (frames,); see `Flow`."""
         torsions = self.coordinates(positions)[2]
-        nodes = torch.as_tensor(self._nodes).to(positions)
-        frames, points = len(positions), len(nodes)
-        circle, channels = torsions.repeat_interleave(points, 0), nodes.repeat(frames, 1)
-        lines = channels.new_zeros(len(channels), len(self.scale))
-        below, above = torch.special.log_ndtr(channels), torch.special.log_ndtr(-channels)
-        line, total = torch.cat([lines, below - above], dim=1), -(below + above).sum(1)
-        for layer in self.layers[self.given_torsions :]:
-            circle, line, log_slope = layer.apply_to(circle, line, inverse=False)  # type: ignore[operator]
-            total = total + log_slope
-        extra = line[:, len(self.scale) :]
-        total = (total + (extra - 2 * nn.functional.softplus(extra)).sum(1)).view(frames, points)
-        return -torch.logsumexp(total + torch.as_tensor(self._log_weights).to(positions), dim=1)
+
+        def density(frames: Tensor, channels: Tensor) -> Tensor:
+            extra, ratio = _logits(channels)
+            # Torsions depend on channels alone: any angles and bonds will do.
+            line = torch.cat([extra.new_zeros(len(extra), len(self.scale)), extra], dim=1)
+            layers = self.layers[self.given_torsions :]
+            line, log_slope = self._to_latent(layers, frames, line)
+            return ratio + log_slope + _log_logistic(line[:, len(self.scale) :])
+
+        return -self.integrated(density, torsions)
 
     def _latent(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw latent numbers: uniform angles, and logistic ones."""
@@ -273,8 +274,10 @@ def coupling(
 
     Raises:
         InputError: if not all beads are connected by bonds, or a molecule is torn across the
-            boundaries of a periodic box.
+            boundaries of a periodic box, or all frames have weight zero.
     """
+    if dataset.weights is not None and not np.sum(dataset.weights) > 0:
+        raise InputError("all frames have weight zero; give frames that have some")
     _require_whole(dataset)
     coordinates = ZMatrix.of(dataset.topology)
     bonds, angles, _ = coordinates(torch.as_tensor(dataset.positions, dtype=torch.float64))
@@ -288,16 +291,27 @@ def coupling(
     )  # fmt: skip
 
 
+def _logits(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of the normal distribution's integral, and ln of slope over density."""
+    below, above = torch.special.log_ndtr(channels), torch.special.log_ndtr(-channels)
+    return below - above, -(below + above).sum(1)
+
+
+def _log_logistic(values: Tensor) -> Tensor:
+    """Return the log-density of standard logistic numbers, summed over the last dimension."""
+    return (values - 2 * nn.functional.softplus(values)).sum(1)
+
+
 def _require_whole(dataset: CGDataset) -> None:
     """Refuse frames in which a bond leads to another image; whole molecules need no box."""
     if dataset.box is None:
         return
-    ends = torch.tensor(dataset.topology.bonds, dtype=torch.int64).reshape(-1, 2)
+    ends = geometry.index_buffer(dataset.topology.bonds, 2)
     positions = torch.as_tensor(dataset.positions, dtype=torch.float64)
-    steps = positions[:, ends[:, 1]] - positions[:, ends[:, 0]]
     boxes = torch.as_tensor(dataset.box, dtype=torch.float64)
-    for number, (step, box) in enumerate(zip(steps, boxes, strict=True)):
-        torn = (geometry.minimum_image(step, box) - step).abs().amax(1) > 1e-6
+    for number, (frame, box) in enumerate(zip(positions.split(1), boxes, strict=True)):
+        moved = geometry.displacements(frame, ends, box) - geometry.displacements(frame, ends)
+        torn = moved[0].abs().amax(1) > 1e-6
         if bool(torn.any()):
             first, second = ends[int(torn.nonzero()[0])].tolist()
             labels = [dataset.topology.label(bead) for bead in (first, second)]

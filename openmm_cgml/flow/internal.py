@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import numpy as np
 
 from ..errors import InputError
-from ..geometry import dihedrals, displacements, distances, index_buffer, norm
+from ..geometry import angles as bond_angles
+from ..geometry import dihedrals, distances, index_buffer, norm
 from ..topology import CGTopology, bond_separations
 
 Row = tuple[int, int, int, int]
@@ -120,7 +121,7 @@ class ZMatrix(nn.Module):
             )
         return (
             distances(positions, self.table[1:, :2]),
-            _angles(positions, self.table[2:, :3]),
+            bond_angles(positions, self.table[2:, :3]),
             dihedrals(positions, self.table[3:]),
         )
 
@@ -218,16 +219,6 @@ class ZMatrix(nn.Module):
                     f"{self.beads} beads have {(copies, count)}; give them as `forward` returns "
                     "them"
                 )
-
-
-def _angles(positions: Tensor, triples: Tensor) -> Tensor:
-    """Return the angles i-j-k in radians (copies, terms); exact digits also near 0 and pi.
-
-    The arc cosine would lose half of them there, and its derivative all.
-    """
-    first = displacements(positions, triples[:, :2])
-    second = displacements(positions, triples[:, 1:])
-    return torch.atan2(norm(torch.linalg.cross(first, second)), -(first * second).sum(-1))
 
 
 def _out_of_frame(steps: Tensor, axis: Tensor, side: Tensor) -> Tensor:

@@ -165,8 +165,8 @@ def fit_to_teach(
     energies, push = energies[kept], push[kept]
     logs = log_weights[kept] - energies.double()
     weights = torch.exp(logs)
-    # Of the flow's own: barely any weight is on the others that clash.
-    own = weights / weights.mean() if len(weights) else weights
+    if len(weights):
+        weights = weights / weights.mean()
     report = SampleReport(
         drawn=len(positions),
         not_finite=int((~finite).sum()),
@@ -174,11 +174,8 @@ def fit_to_teach(
         overlapping=int((finite & weak & ~apart).sum()),
         limit=float(limit),
         broad=broad,
-        clashing=float((own * (energies > 0)).mean()) if len(energies) else 0.0,
+        clashing=float((weights * (energies > 0)).mean()) if len(energies) else 0.0,
         effective=kish_size(logs.cpu().numpy()) if len(energies) else 0.0,
     )
     total = forces[kept] + kt * push
-    return (
-        positions[kept].cpu().numpy(), total.cpu().numpy(),
-        (weights / weights.mean()).cpu().numpy(), report,
-    )  # fmt: skip
+    return positions[kept].cpu().numpy(), total.cpu().numpy(), weights.cpu().numpy(), report

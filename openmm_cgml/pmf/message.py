@@ -34,6 +34,7 @@ class MessagePMF(PMF):
         dense: whether all pairs are looked at.
     """
 
+    _arguments: dict[str, Any]  # a subclass sets it: the constructor's, bead types aside
     types: Tensor
     first: Tensor
     second: Tensor
@@ -144,6 +145,10 @@ class MessagePMF(PMF):
     @torch.jit.unused
     def _with_adjoint(self, states: Tensor, filters: Tensor, odd: bool) -> Tensor:
         return _Convolution.apply(states, filters, self, odd)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"bead_types": [self.type_names[t] for t in self.types.tolist()], **self._arguments}
 
     def for_topology(self, topology: CGTopology) -> "MessagePMF":
         """Return the network for another molecule; both share their parameters.

@@ -92,11 +92,6 @@ class SchNet(MessagePMF):
         energies = self.output(states).view(positions.size(0), -1)
         return self.energy_scale * energies.sum(-1)
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        types = [self.type_names[t] for t in self.types.tolist()]
-        return {"bead_types": types, **self._arguments}
-
 
 def schnet(
     dataset: Any,
