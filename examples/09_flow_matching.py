@@ -1,6 +1,6 @@
 """A PMF without forces: a flow learns the density of the frames and teaches the PMF.
 
-Takes a dataset from `cgml map` or `cgml reference`, by default the one that example 02 writes; its
+Takes a dataset from `cgml map` or `cgml reference`, or the folder that example 02 writes; its
 forces are not looked at, its weights are. Writes the flow, the model and a short run, and says how
 far the three are from each other.
 
@@ -17,8 +17,8 @@ import openmm_cgml as cgml
 def main() -> None:
     """Train, distill, run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input", type=Path, default=Path("road"), help="dataset, or its folder")
-    parser.add_argument("--output", type=Path, default=Path("flow"))
+    parser.add_argument("--input", type=Path, required=True, help="dataset, or its folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the files")
     parser.add_argument("--quick", action="store_true", help="seconds, not converged")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

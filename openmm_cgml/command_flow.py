@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .command_options import Output, Threads, say
+from .command_options import Checkpoints, Output, Threads, say
 from .command_prior import make_network, network_settings
 from .errors import InputError
 from .flow import FLOWS
@@ -20,6 +20,14 @@ _Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Setting of the flow or network: NAME=VALUE; repeatable."),
 ]
+_LargestForce = Annotated[
+    float | None, typer.Option(help="Leave out stronger ones, RMS component, kJ/mol/nm.")
+]
+_Explore = Annotated[
+    float | None, typer.Option(help="Share of any torsions; if not said: of few, a quarter.")
+]
+_Count = Annotated[int, typer.Option(min=1)]
+_Rate = Annotated[float, typer.Option(min=0.0)]
 
 
 @flow_app.command("train")
@@ -34,16 +42,14 @@ def train_command(
     force_weight: Annotated[
         float, typer.Option(min=0.0, help="Of force matching beside the likelihood.")
     ] = 0.0,
-    epochs: Annotated[int, typer.Option(min=1)] = 60,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-3,
+    epochs: _Count = 60,
+    batch_size: _Count = 256,
+    learning_rate: _Rate = 3e-3,
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")
     ] = None,
     seed: int = 0,
-    checkpoints: Annotated[
-        str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
-    ] = None,
+    checkpoints: Checkpoints = None,
     threads: Threads = 1,
 ) -> None:
     """Train a flow by maximum likelihood; frames count by their weights."""
@@ -77,12 +83,8 @@ def sample_command(
     flow: _Flow,
     output: Output,
     count: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 100_000,
-    explore: Annotated[
-        float | None, typer.Option(help="Share of any torsions; if not said: of few, a quarter.")
-    ] = None,
-    largest_force: Annotated[
-        float | None, typer.Option(help="Leave out stronger ones, RMS component, kJ/mol/nm.")
-    ] = None,
+    explore: _Explore = None,
+    largest_force: _LargestForce = None,
     seed: int = 0,
     threads: Threads = 1,
 ) -> None:
@@ -110,19 +112,13 @@ def distill_command(
     network: Annotated[str, typer.Option(help=f"One of: {', '.join(PMFS)}.")] = "cgnet",
     assigned: _Set = None,
     count: Annotated[int, typer.Option(min=100, help="Samples of each flow.")] = 100_000,
-    explore: Annotated[
-        float | None, typer.Option(help="Share of any torsions; if not said: of few, a quarter.")
-    ] = None,
-    largest_force: Annotated[
-        float | None, typer.Option(help="Leave out stronger ones, RMS component, kJ/mol/nm.")
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 20,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-3,
+    explore: _Explore = None,
+    largest_force: _LargestForce = None,
+    epochs: _Count = 20,
+    batch_size: _Count = 256,
+    learning_rate: _Rate = 3e-3,
     seed: int = 0,
-    checkpoints: Annotated[
-        str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
-    ] = None,
+    checkpoints: Checkpoints = None,
     threads: Threads = 1,
 ) -> None:
     """Teach a PMF by the samples and forces of flows, write its model file, compare the two."""

@@ -11,6 +11,10 @@ from .errors import InputError
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of torch.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
 
+Checkpoints = Annotated[
+    str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
+]
+
 
 def say(text: str) -> None:
     """Print to standard error: standard output is for results that programs read."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .command_options import Threads, say
+from .command_options import Checkpoints, Threads, say
 from .command_prior import PriorChoice, make_network, network_settings, require_serves
 from .errors import InputError
 from .pmf import PMFS
@@ -105,9 +105,7 @@ def train_command(
         bool, typer.Option("--bootstrap", help="With --ensemble: each sees other blocks.")
     ] = False,
     seed: int = 0,
-    checkpoints: Annotated[
-        str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
-    ] = None,
+    checkpoints: Checkpoints = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it will do and how long; write no model.")
     ] = False,

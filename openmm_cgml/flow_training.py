@@ -52,7 +52,7 @@ class Likelihood(Objective):
     Frames count by their weights, so those of a biased run give the unbiased density. With
     channels it is the bound of `Flow.bound`, their numbers drawn anew in every step.
 
-    Reference: Koehler et al. 2023, doi:10.1021/acs.jctc.3c00016.
+    Reference: Koehler et al. 2023, doi:10.1021/acs.jctc.3c00016, eq. 7.
     """
 
     def __call__(self, terms: Terms, batch: Batch, differentiable: bool = True) -> Tensor:

@@ -7,7 +7,6 @@ import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -155,18 +154,15 @@ def quickstart(
         save_model(folder / "model.pt", result)
         model = load_model(folder / "model.pt")
         start = dataset.positions[dataset.probabilities.argmax()]
-        simulate = partial(
-            _simulate, setup=setup, effort=effort, files=files, seed=seed, progress=progress,
-            backend=named or chosen, start=start,
-        )  # fmt: skip
+        trial = _Trial(setup, effort, files, seed, progress, named or chosen, start)
         logger.info(
             "simulating %d ladders of %d temperatures, %.0f ps each",
             effort.ladders,
             effort.rungs,
             effort.ps,
         )
-        run, comparison = simulate(model, folder / "run.h5")
-        without_forces = _learn_without_forces(train, valid, folder, simulate, effort, seed)
+        run, comparison = trial.simulate(model, folder / "run.h5")
+        without_forces = _learn_without_forces(train, valid, folder, trial)
     # After the run: Reference's random numbers are global to the process.
     backends = backend_speeds(
         model, start, copies, backends=list(BACKENDS) if effort.backend else [chosen]
@@ -198,52 +194,57 @@ def quickstart(
     return summary
 
 
-def _simulate(
-    model: Any,
-    output: Path,
-    *,
-    setup: dict[str, Any],
-    effort: Effort,
-    files: Path,
-    seed: int,
-    progress: bool | None,
-    backend: str | None,
-    start: Any,
-    timestep: float = _TIMESTEP,
-) -> tuple[Any, Comparison]:
-    """Run replica exchange of a model and compare it with the reference."""
-    from .remd import ReplicaExchange, ladder
+@dataclass(frozen=True)
+class _Trial:
+    """How models of the quickstart are simulated and compared with the reference."""
 
-    simulation = ReplicaExchange(
-        model,
-        start,
-        ladder(setup["temperature_K"], effort.highest, effort.rungs),
-        effort.ladders,
-        exchange_interval=0.1,
-        timestep=timestep,
-        friction=_FRICTION,
-        seed=seed,
-        backend=backend,
-    )
-    # As many steps, whatever they are long.
-    length = timestep / _TIMESTEP
-    run = simulation.run(output, ns=effort.ps * length / 1000, interval=0.2, progress=progress)
-    return run, _compare(run, files, setup, effort.discard_ps * length)
+    setup: dict[str, Any]
+    effort: Effort
+    files: Path
+    seed: int
+    progress: bool | None
+    backend: str | None
+    start: Any
 
+    def simulate(
+        self, model: Any, output: Path, timestep: float = _TIMESTEP
+    ) -> tuple[Any, Comparison]:
+        """Run replica exchange of a model and compare it with the reference."""
+        from .remd import ReplicaExchange, ladder
 
-def _compare(model: Any, files: Path, setup: dict[str, Any], discard: float = 0.0) -> Comparison:
-    return compare(
-        model,
-        files / setup["reference"],
-        setup["dihedrals"],
-        temperature=setup["temperature_K"],
-        state=tuple(setup["state"]),
-        discard_ps=discard,
-    )
+        effort = self.effort
+        simulation = ReplicaExchange(
+            model,
+            self.start,
+            ladder(self.setup["temperature_K"], effort.highest, effort.rungs),
+            effort.ladders,
+            exchange_interval=0.1,
+            timestep=timestep,
+            friction=_FRICTION,
+            seed=self.seed,
+            backend=self.backend,
+        )
+        # As many steps, whatever they are long.
+        length = timestep / _TIMESTEP
+        run = simulation.run(
+            output, ns=effort.ps * length / 1000, interval=0.2, progress=self.progress
+        )
+        return run, self.compare(run, effort.discard_ps * length)
+
+    def compare(self, model: Any, discard_ps: float = 0.0) -> Comparison:
+        """Compare a run or a dataset with the reference."""
+        return compare(
+            model,
+            self.files / self.setup["reference"],
+            self.setup["dihedrals"],
+            temperature=self.setup["temperature_K"],
+            state=tuple(self.setup["state"]),
+            discard_ps=discard_ps,
+        )
 
 
 def _learn_without_forces(
-    train: CGDataset, valid: CGDataset, folder: Path, simulate: Any, effort: Effort, seed: int
+    train: CGDataset, valid: CGDataset, folder: Path, trial: _Trial
 ) -> dict[str, Any]:
     """Let a flow learn the density of the weighted frames, and a second model from the flow."""
     from .distillation import distill
@@ -253,8 +254,7 @@ def _learn_without_forces(
     from .model_file import save_model
     from .system import load_model
 
-    settings = simulate.keywords
-    progress = settings["progress"]
+    effort, seed, progress = trial.effort, trial.seed, trial.progress
     bare = [replace(part, forces=None) for part in (train, valid)]
     logger.info("training a flow on the same frames without their forces")
     clock = time.perf_counter()
@@ -275,10 +275,10 @@ def _learn_without_forces(
     )
     student_seconds = time.perf_counter() - clock
     save_model(folder / "student.pt", student.result)
-    _, found = simulate(
+    _, found = trial.simulate(
         load_model(folder / "student.pt"), folder / "student.h5", timestep=_STUDENT_TIMESTEP
     )
-    density = _compare(drawn, settings["files"], settings["setup"])
+    density = trial.compare(drawn)
     agreement = student.agreements[""]
     return {
         "flow_seconds": round(seconds, 1),

@@ -247,7 +247,7 @@ def test_training_finds_a_known_density_also_from_weighted_frames() -> None:
     train = cgml.CGDataset(positions, top, 300.0, weights=weights)
     valid = cgml.CGDataset(drawn(4000, 0.5)[0], top, 300.0)
     result = fit_flow(
-        FLOWS["coupling"](train, width=16, components=4), train, valid, epochs=8, batch_size=200,
+        FLOWS["coupling"](train, width=16, components=4), train, valid, epochs=14, batch_size=200,
         learning_rate=1e-2,
     )  # fmt: skip
     flow = result.pmf.flow
@@ -264,7 +264,7 @@ def test_training_finds_a_known_density_also_from_weighted_frames() -> None:
     )  # fmt: skip
     excess = exact - flow.log_prob(x).detach().numpy()
     error = excess.std() / len(excess) ** 0.5
-    assert -4 * error < excess.mean() < 0.1
+    assert -4 * error < excess.mean() < 0.06
     told = result.metrics["log_likelihood"]
     assert told == pytest.approx(exact.mean() - excess.mean(), abs=1e-3)
     assert result.metrics["outside_training"] < 0.01
