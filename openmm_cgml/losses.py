@@ -15,7 +15,7 @@ from .errors import InputError
 from .force_noise import ForceNoise, estimate_force_noise
 from .pmf.core import PMF, SumPMF, energy_and_forces
 from .registry import Registry
-from .training_compile import CompiledResidual
+from .training_compile import CompiledResidual, force_residual
 from .units import strip
 
 __all__ = [
@@ -118,10 +118,6 @@ class Terms(nn.Module):
         """The whole PMF."""
         return self._whole[0]
 
-    def forces(self, positions: Tensor, box: Tensor | None, differentiable: bool) -> Tensor:
-        """Return the trainable terms' forces (frames, beads, 3), kJ/mol/nm."""
-        return energy_and_forces(self.trainable, positions, box, differentiable=differentiable)[1]
-
     def residual(
         self,
         positions: Tensor,
@@ -143,11 +139,12 @@ class Terms(nn.Module):
         """
         if weights is None:
             weights = positions.new_ones(len(positions))
+        weights = weights / scale**2
         if differentiable and self.compiled is not None:
-            return self.compiled(positions, target, weights / scale**2, box)
-        forces = self.forces(positions, box, differentiable)
-        # Not divided by the batch's sum of weights, which would bias the gradient.
-        return (weights * ((forces - target) / scale).square().mean(dim=(1, 2))).mean()
+            return self.compiled(positions, target, weights, box)
+        return force_residual(
+            self.trainable, positions, target, weights, box, differentiable=differentiable
+        )
 
     def fixed_forces(self, positions: Tensor, box: Tensor | None) -> Tensor | None:
         """Return the other terms' forces (frames, beads, 3), kJ/mol/nm; None if there are none."""

@@ -60,7 +60,7 @@ class CompiledResidual:
             self._shapes = _shapes(data)
             self._program = self._compiled(data, named)
         if self._program is None or _shapes(data) != self._shapes:
-            return _residual(self._pmf, *data)
+            return force_residual(self._pmf, *data)
         return _Given.apply(self._program, len(data), *data, *named.values())
 
     def _compiled(self, data: list[Tensor], named: dict[str, nn.Parameter]) -> Any:
@@ -102,10 +102,28 @@ class _Given(torch.autograd.Function):
         return (None, None, *[None] * ctx.count, *[slope * g for g in ctx.gradients])
 
 
-def _residual(
-    pmf: PMF, positions: Tensor, target: Tensor, weights: Tensor, box: Tensor | None = None
+def force_residual(
+    pmf: PMF,
+    positions: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    box: Tensor | None = None,
+    *,
+    differentiable: bool = True,
 ) -> Tensor:
-    forces = energy_and_forces(pmf, positions, box, differentiable=True)[1]
+    """Return the mean of weights (F - target)^2 over frames and components, a scalar.
+
+    Not divided by the batch's sum of weights, which would bias the gradient.
+
+    Args:
+        pmf: whose forces F are.
+        positions: (frames, beads, 3), nm.
+        target: (frames, beads, 3), kJ/mol/nm.
+        weights: (frames,), in 1/(kJ/mol/nm)^2.
+        box: (3, 3) box vectors, nm, or None.
+        differentiable: whether it can be differentiated by the parameters.
+    """
+    forces = energy_and_forces(pmf, positions, box, differentiable=differentiable)[1]
     return (weights * (forces - target).square().mean(dim=(1, 2))).mean()
 
 
@@ -120,7 +138,7 @@ def _compile(pmf: PMF, data: list[Tensor], named: dict[str, nn.Parameter]) -> An
     def step(*tensors: Tensor) -> tuple[Tensor, ...]:
         inputs, parameters = tensors[: len(data)], tensors[len(data) :]
         with _reparametrize_module(pmf, dict(zip(named, parameters, strict=True))):
-            loss = _residual(pmf, *inputs)
+            loss = force_residual(pmf, *inputs)
         return (loss, *torch.autograd.grad(loss, parameters, materialize_grads=True))
 
     parameters = [p.detach().requires_grad_() for p in named.values()]
