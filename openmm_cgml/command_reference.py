@@ -39,6 +39,13 @@ def reference_command(
         list[str] | None,
         typer.Option(help="OpenMM force field file for a PDB; repeatable. None: amber99sb, OBC."),
     ] = None,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option(help="Residue the force field lacks: NLE=MET:CD=SD; repeatable."),
+    ] = None,
+    remove_water: Annotated[
+        bool, typer.Option("--remove-water", help="Leave out the water of a PDB.")
+    ] = False,
     solvent: Annotated[
         str | None, typer.Option(help="Fill a box with this water: tip3p, tip4pew, spce, ...")
     ] = None,
@@ -159,6 +166,8 @@ def reference_command(
         implicit=implicit,
         constraints=constraints,
         hydrogen_mass=hydrogen_mass,
+        replace=replace or (),
+        remove_water=remove_water,
     )
     statistics = run.info["statistics"]
     record = {

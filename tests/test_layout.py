@@ -36,7 +36,7 @@ LEVELS = [
     "model_file flow_file",
     "native/ native_prior torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd",
-    "analysis benchmark export backmap entropy plot map_picture report",
+    "observables analysis landscape benchmark export backmap entropy plot map_picture report",
     (
         "doctor quickstart command_options command_map command_data command_reference "
         "command_prior command_train command_flow cli __main__"
@@ -48,7 +48,7 @@ FAMILIES = {
         "core residue molecule custom table_file table martini constraints kinds force_map "
         "rotation noise"
     ),
-    "reference": "setup variables bias machine recorder methods session run reporter",
+    "reference": "repair setup variables bias machine recorder methods session run reporter",
     "pmf": (
         "core tracing prior_terms prior_indices prior_rows radial message short_range prior_table "
         "prior_fit prior_contacts prior layers cgnet schnet painn foreign external ensemble"

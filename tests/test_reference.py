@@ -157,6 +157,69 @@ def test_hydrogens_are_added(pdb, tmp_path):
     assert system.topology.getNumAtoms() == 22 and system.description["hydrogens"] == "added"
 
 
+def renamed(pdb, folder, water=True):
+    """The molecule with its middle residue's name and one atom's changed, and a water."""
+    lines = [line.replace("ALA", "XAL") for line in pdb.read_text().splitlines()]
+    lines = [
+        line.replace(" CB  XAL", " CX  XAL") for line in lines if line[:6] in ("ATOM  ", "HETATM")
+    ]
+    lines = [line[:76] + " C" + line[78:] if " CX  " in line else line for line in lines]
+    oxygen = "HETATM   23  O   HOH B   9      20.000  20.000  20.000  1.00  0.00           O  "
+    path = folder / "renamed.pdb"
+    path.write_text("\n".join([*lines, *([oxygen] if water else []), "END"]) + "\n")
+    return path
+
+
+def test_a_residue_is_replaced_and_water_removed(pdb, tmp_path):
+    """The heavy atoms stay, and with the hydrogens added anew it is the known molecule."""
+    path = renamed(pdb, tmp_path)
+    found = build_system(path, replace=["XAL=ALA:CX=CB"], remove_water=True)
+    expected = build_system(pdb)
+    assert found.description["changes"] == ["water removed", "1 XAL replaced by ALA"]
+
+    def heavy(system):
+        return {system.label(a.index): system.positions[a.index] for a in system.mdtraj.atoms
+                if a.element.symbol != "H"}  # fmt: skip
+
+    one, other = heavy(found), heavy(expected)
+    assert one.keys() == other.keys() and len(found.bonds) == 21
+    for name, position in one.items():
+        np.testing.assert_allclose(position, other[name], atol=1e-3, err_msg=name)
+
+    def parameters(system):
+        nonbonded = next(
+            f for f in system.system.getForces() if isinstance(f, openmm.NonbondedForce)
+        )
+        charge = [nonbonded.getParticleParameters(i)[0]._value for i in range(22)]
+        return {system.label(i): charge[i] for i in range(22)}
+
+    assert parameters(found) == parameters(expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "problem"),
+    [
+        ({}, r"No template found for residue.*replace="),
+        ({"replace": ["XAL"]}, "replacement 'XAL' cannot be read; give OLD=NEW"),
+        ({"replace": ["XAL=ALA:CX"]}, "NLE=MET:CD=SD"),
+        ({"replace": ["ZZZ=ALA"]}, "there is no residue ZZZ to replace"),
+        (
+            {"replace": ["XAL=ALA:CZ=CB"]},
+            "residue XAL 2 has no atom CZ; its heavy atoms are C, CA",
+        ),
+        ({"remove_water": True}, "no water to remove"),
+    ],
+)
+def test_bad_replacements(pdb, tmp_path, case, problem):
+    with pytest.raises(InputError, match=problem):
+        build_system(renamed(pdb, tmp_path, water=False), **case)
+
+
+def test_residues_of_a_finished_system_stay(pdb, data):
+    with pytest.raises(InputError, match=r"in a PDB file, not in system.xml"):
+        build_system(data / "system.xml", coordinates=pdb, remove_water=True)
+
+
 class _Force:
     def __init__(self, kind):
         self.text = (

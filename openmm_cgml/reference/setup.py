@@ -21,6 +21,7 @@ from ..mapping.constraints import constraints_from_system
 from ..periodic import WholeMolecules
 from ..topology import atom_label, read_topology
 from ..units import strip
+from .repair import Replacement, repaired
 
 #: Names of constraint settings -> OpenMM's.
 CONSTRAINTS = {
@@ -198,6 +199,8 @@ def build_system(
     implicit: str | None = None,
     constraints: str = "hbonds",
     hydrogen_mass: Any = None,
+    replace: Sequence[str] = (),
+    remove_water: bool = False,
 ) -> ReferenceSystem:
     """Make a System from a user's files.
 
@@ -214,10 +217,15 @@ def build_system(
         implicit: for prmtop without a box: one of `IMPLICIT`.
         constraints: one of `CONSTRAINTS`. Water stays rigid with all of them.
         hydrogen_mass: Da, taken from the bonded heavy atoms; None: as in the force field.
+        replace: residues of a PDB that the force field lacks -> similar ones, as
+            ``OLD=NEW:ATOM=ATOM,...`` with the heavy atoms whose names differ (``NLE=MET:CD=SD``):
+            heavy atoms stay where they are, hydrogens are added anew.
+        remove_water: leave out the water of a PDB, such as that of a crystal.
 
     Raises:
         InputError: if a file or option does not fit, or the force field lacks a residue.
     """
+    repairs = [Replacement.parse(text) for text in replace]
     if constraints not in CONSTRAINTS:
         raise InputError(
             f"constraints are {constraints!r}; choose one of {', '.join(CONSTRAINTS)}"
@@ -244,7 +252,11 @@ def build_system(
             ionic_strength=ionic_strength,
             constraints=constraints,
             hydrogen_mass=mass,
+            repairs=repairs,
+            remove_water=remove_water,
         )
+    if repairs or remove_water:
+        raise InputError(f"residues and water can be changed in a PDB file, not in {path.name}")
     if forcefield or solvent is not None:
         what = "forcefield" if forcefield else "solvent"
         raise InputError(f"{what} is for PDB files; {path.name} has its own force field")
@@ -273,6 +285,8 @@ def _from_pdb(
     ionic_strength: Any,
     constraints: str,
     hydrogen_mass: float | None,
+    repairs: Sequence[Replacement],
+    remove_water: bool,
 ) -> ReferenceSystem:
     if solvent is not None and solvent not in WATERS:
         raise InputError(f"solvent is {solvent!r}; choose one of {', '.join(WATERS)}")
@@ -283,10 +297,15 @@ def _from_pdb(
     sources = {path.name: sha256(path)}
     sources |= {Path(n).name: sha256(n) for n in names if Path(n).is_file()}
 
-    modeller = app.Modeller(structure.topology, structure.positions)
+    topology, positions, changes = repaired(
+        structure.topology, structure.positions, repairs, remove_water
+    )
+    if changes:
+        description["changes"] = changes
+    modeller = app.Modeller(topology, positions)
     elements = {a.element.symbol for a in modeller.topology.atoms() if a.element is not None}
     try:
-        if "H" not in elements:
+        if "H" not in elements or repairs:
             with _fixed_random(1):
                 modeller.addHydrogens(field)
             description["hydrogens"] = "added"
@@ -322,7 +341,7 @@ def _from_pdb(
     if has_water and implicit:
         raise InputError(
             f"force field {', '.join(names)} has implicit solvent ({implicit}) and the box holds "
-            "water; leave one of them out"
+            "water; leave one of them out (remove_water=)"
         )
     description |= {
         "solvent": solvent or ("water of the file" if has_water else implicit or "vacuum"),
@@ -430,8 +449,9 @@ def _template_problem(path: Path, names: Sequence[str], error: Exception) -> str
     said = text if len(text) < 400 else f"{text[:400]}..."
     return (
         f"force field {', '.join(names)} does not fit {path.name}: {said} Give a force field that "
-        "has this residue (forcefield=, several files are possible), complete its atoms and "
-        "hydrogens (e.g. with pdbfixer), or give a prmtop or a System XML"
+        "has this residue (forcefield=, several files are possible), replace it by a similar one "
+        "(replace=), complete its atoms and hydrogens (e.g. with pdbfixer), or give a prmtop or a "
+        "System XML"
     )
 
 
