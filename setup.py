@@ -68,7 +68,7 @@ NVRTC_13 = (
 EXTRAS = {
     "torchforce": ["openmmtorch==1.5", "torch==2.9.*", "openmm>=8.4,<8.6", NVRTC_13],
     "cuda12": ["openmmtorch[cuda12]==1.5", "torch==2.9.*", "openmm[cuda12]>=8.4,<8.6", NVRTC_13],
-    "external": ["torchmd-net"],  # of examples/10_external_network; external() itself needs none
+    "external": ["torchmd-net"],  # of examples/external_network; external() itself needs none
     "analysis": ["deeptime"],  # of tica
     "docs": ["sphinx", "myst-parser", "furo"],
     "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "physical_validation", "deeptime"],

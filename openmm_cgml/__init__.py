@@ -70,6 +70,7 @@ _EXPORTS = {
     "save_system": "system",
     "load_system": "system",
     "Langevin": "simulate",
+    "Run": "run_file",
     "read_run": "run_file",
     "ReplicaExchange": "remd",
     "ladder": "remd",

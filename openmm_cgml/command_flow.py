@@ -42,7 +42,7 @@ def train_command(
     force_weight: Annotated[
         float, typer.Option(min=0.0, help="Of force matching beside the likelihood.")
     ] = 0.0,
-    epochs: _Count = 60,
+    epochs: _Count = 30,
     batch_size: _Count = 256,
     learning_rate: _Rate = 3e-3,
     patience: Annotated[

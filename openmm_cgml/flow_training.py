@@ -80,8 +80,9 @@ def fit_flow(
     valid: Frames,
     *,
     force_weight: float = 0.0,
-    epochs: int = 60,
+    epochs: int = 30,
     learning_rate: float = 3e-3,
+    ema: float | None = 0.99,
     **settings: Any,
 ) -> FitResult:
     """Train a flow by maximum likelihood and keep its best epoch.
@@ -92,7 +93,8 @@ def fit_flow(
         valid: validation frames.
         force_weight: of force matching beside the likelihood, where the frames have forces; both
             are of order one. 0: none.
-        epochs, learning_rate, **settings: as of `fit`.
+        epochs, learning_rate, ema, **settings: as of `fit`. Averaged weights generalise better,
+            the more so the fewer frames there are.
 
     Returns:
         The result: ``result.pmf.flow`` is the flow; the history has losses in nats a degree of
@@ -108,7 +110,7 @@ def fit_flow(
         loss = Mixture([(loss, 1.0), (ForceMatching(weighted=True), force_weight)])
     result = fit(
         FlowPMF(flow), train, valid, loss=loss, epochs=epochs, learning_rate=learning_rate,
-        **settings,
+        ema=ema, **settings,
     )  # fmt: skip
     flow.double()
     return replace(result, metrics={**result.metrics, **_scores(flow, valid, result)})

@@ -25,7 +25,7 @@ from openmm_cgml.pmf.core import build, energy_and_forces
 from openmm_cgml.pmf.external import ExternalPMF, external
 from openmm_cgml.units import thermal_energy
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "10_external_network"
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "external_network"
 WEIGHTS = [0.3, 0.7, -0.4, 1.1, 0.9, -0.2]  # by the module's types
 NUMBERS = {"C": 4, "CA": 1, "N": 3}
 KCAL = 4.184
