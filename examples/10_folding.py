@@ -25,6 +25,7 @@ import numpy as np
 
 import openmm_cgml as cgml
 from openmm_cgml.analysis import js_divergence
+from openmm_cgml.distillation import with_prior
 
 COLOURS = {"data": "#222222", "flow": "#0072b2", "PMF": "#d55e00"}
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=300.0, help="of it, K")
     parser.add_argument("--native", type=Path, required=True, help="PDB of the folded protein")
     parser.add_argument("--output", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--epochs", type=int, default=30, help="of the flow")
+    parser.add_argument("--epochs", type=int, default=30, help="of flow and PMF")
     parser.add_argument("--samples", type=int, default=50_000, help="that teach the PMF")
     parser.add_argument("--ps", type=float, default=300.0, help="of each copy")
     parser.add_argument("--quick", action="store_true", help="a small version, not converged")
@@ -108,8 +109,9 @@ def learned(
     if not (folder / "molecule.flow").exists() or not notes.exists():
         begin = time.perf_counter()
         result = cgml.fit_flow(
-            cgml.FLOWS["coupling"](train), train, valid, epochs=options.epochs, batch_size=128
-        )
+            cgml.FLOWS["coupling"](train, width=128), train, valid, smearing=0.1,
+            epochs=options.epochs, batch_size=128,
+        )  # fmt: skip
         cgml.save_flow(folder / "molecule.flow", result)
         degrees = 3 * len(train.topology) - 6
         notes.write_text(json.dumps({
@@ -126,7 +128,11 @@ def taught(folder: Path, flow: cgml.Flow, options: argparse.Namespace) -> dict[s
     if not (folder / "student.pt").exists() or not notes.exists():
         begin = time.perf_counter()
         student = cgml.distill(
-            flow, "cgnet", count=options.samples, epochs=2 if options.quick else 15
+            flow,
+            with_prior("cgnet", {"width": 256, "depth": 2}),
+            count=options.samples,
+            batch_size=128,
+            epochs=2 if options.quick else options.epochs,
         )
         cgml.save_model(folder / "student.pt", student.result)
         found = student.agreements[""]

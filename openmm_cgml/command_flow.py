@@ -39,6 +39,9 @@ def train_command(
     ] = None,
     flow: Annotated[str, typer.Option(help=f"One of: {', '.join(FLOWS)}.")] = "coupling",
     assigned: _Set = None,
+    smearing: Annotated[
+        float, typer.Option(min=0.0, help="Noise on training frames, in units of their spread.")
+    ] = 0.0,
     force_weight: Annotated[
         float, typer.Option(min=0.0, help="Of force matching beside the likelihood.")
     ] = 0.0,
@@ -65,7 +68,8 @@ def train_command(
     settings = network_settings(flow, None, None, assigned or (), FLOWS)
     untrained = make_network(flow, training, settings, seed, FLOWS)
     result = fit_flow(
-        untrained, training, validation, force_weight=force_weight, epochs=epochs,
+        untrained, training, validation, smearing=smearing, force_weight=force_weight,
+        epochs=epochs,
         batch_size=batch_size, learning_rate=learning_rate, patience=patience, seed=seed,
         directory=checkpoints,
     )  # fmt: skip

@@ -24,6 +24,7 @@ COMMANDS = typer.main.get_command(app).commands
 
 SMALLER = {
     "count=100_000": "count=2000",
+    "epochs=30": "epochs=1",
     "epochs=60": "epochs=1",
     "--epochs 60": "--epochs 1",
     "ns=1)": "ns=0.002)",

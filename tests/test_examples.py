@@ -1,11 +1,14 @@
 """Every script in examples/ runs, in its small version, and writes what it says."""
 
+import json
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import mdtraj
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -65,6 +68,25 @@ def test_flow_matching(road, tmp_path, capsys):
     assert re.search(r"flow and PMF: [\d,]+ of 20,000 samples effective", said)
     assert float(re.search(r"training data: ([\d.]+)%", said)[1]) < 50
     assert {p.name for p in tmp_path.iterdir()} == {"molecule.flow", "student.pt", "run.h5"}
+
+
+def test_folding(tmp_path, capsys):
+    """From a trajectory; what is there is not done again."""
+    structure = Path(__file__).parent / "data" / "structures" / "chignolin.pdb"
+    native = mdtraj.load(structure)
+    shifts = np.random.default_rng(0).normal(0, 0.03, (200, native.n_atoms, 3))
+    mdtraj.Trajectory(native.xyz + shifts, native.topology).save_xtc(tmp_path / "protein.xtc")
+    sources = ("--trajectory", tmp_path / "protein.xtc", "--topology", structure)
+    times = []
+    for _ in range(2):
+        run("10", *sources, "--native", structure, "--output", tmp_path / "out")
+        said = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert said["residues"] == 10 and said["frames"] == 200
+        assert said["RMSD_data"] < 0.08 < said["RMSD_flow"] < 1
+        assert 0 < said["effective_samples"] <= 1 and said["folded_data"] == 1
+        times.append({p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()})
+        assert {"folding.png", "summary.json", "molecule.flow", "exchange.h5"} <= times[-1].keys()
+    assert times[0]["student.pt"] == times[1]["student.pt"]
 
 
 def test_metadynamics(road, tmp_path, capsys):

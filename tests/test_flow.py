@@ -11,11 +11,12 @@ from scipy import stats
 import openmm_cgml as cgml
 from openmm_cgml import geometry
 from openmm_cgml.distillation import agreement, distill
+from openmm_cgml.errors import InputError
 from openmm_cgml.flow import FLOWS
 from openmm_cgml.flow.core import build
 from openmm_cgml.flow.samples import STIFFNESS, Contacts
 from openmm_cgml.flow_file import load_flow, save_flow
-from openmm_cgml.flow_training import FlowPMF, fit_flow
+from openmm_cgml.flow_training import FlowPMF, Likelihood, fit_flow
 from openmm_cgml.pmf.core import SumPMF, energy_and_forces
 
 BRANCHED = ((0, 1), (1, 2), (1, 3), (3, 4), (4, 5))
@@ -306,6 +307,46 @@ def test_training_finds_a_known_density_also_from_weighted_frames() -> None:
     assert -min(losses) * 6 == pytest.approx(told, abs=1e-2)
     right = geometry.dihedrals(flow.sample(20_000)[0], torch.tensor([[0, 1, 2, 3]])) > 0
     assert float(right.double().mean()) == pytest.approx(0.5, abs=0.04)
+
+
+def test_smearing_widens_every_coordinate_as_told() -> None:
+    """Variances add: a tenth of each standard deviation is one percent of the variance."""
+    dataset = frames(6, count=20_000, bonds=BRANCHED)
+    flow = FLOWS["coupling"](dataset, width=8).double()
+    positions = torch.as_tensor(dataset.positions).double()
+    draw = torch.Generator().manual_seed(0)
+    normals = torch.randn(len(positions), 18, generator=draw, dtype=torch.float64)
+    moved = flow.smeared(positions, normals, 0.1)
+    for one, other, spread in zip(
+        flow.coordinates(positions), flow.coordinates(moved),
+        (0.05 * 0.4, None, flow.turns), strict=True,
+    ):  # fmt: skip
+        step = torch.remainder(other - one + math.pi, 2 * math.pi) - math.pi
+        expected = 0.1 * (one.std(0) if spread is None else torch.as_tensor(spread))
+        np.testing.assert_allclose(step.std(0) / expected, 1.0, atol=0.05)
+
+
+def test_smearing_is_for_training_frames_alone() -> None:
+    """The validation loss is the likelihood of the frames as they are."""
+    train, valid = frames(5, count=600).split(0.8)
+    flow = FLOWS["coupling"](train, width=8)
+    result = fit_flow(
+        flow, train, valid, smearing=0.9, epochs=15, batch_size=64, progress=False, seed=1
+    )
+    degrees = 3 * flow.beads - 6
+    best = min(float(row["valid_loss"]) for row in result.history)
+    assert -best * degrees == pytest.approx(result.metrics["log_likelihood"], abs=1e-3)
+    other = fit_flow(
+        FLOWS["coupling"](train, width=8), train, valid, epochs=15, batch_size=64,
+        progress=False, seed=1,
+    )  # fmt: skip
+    assert other.metrics["log_likelihood"] > result.metrics["log_likelihood"] + 0.05
+
+
+@pytest.mark.parametrize("width", [-0.1, 1.0])
+def test_smearing_has_limits(width) -> None:
+    with pytest.raises(InputError, match="smearing is"):
+        Likelihood(width)
 
 
 def test_channels_are_trained_by_a_bound_below_the_density() -> None:

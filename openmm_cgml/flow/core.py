@@ -127,6 +127,19 @@ class Flow(nn.Module, ABC):
         normals = normals[:, : self.channels]
         return self.joint_log_prob(positions, normals) - log_normal(normals)
 
+    def smeared(self, positions: Tensor, normals: Tensor, width: float) -> Tensor:
+        """Return frames with noise on each coordinate, (frames, beads, 3), nm.
+
+        Args:
+            positions: (frames, beads, 3), nm.
+            normals: (frames, 3 beads) standard normal numbers.
+            width: standard deviation of the noise, in units of each coordinate's own.
+
+        Raises:
+            InputError: if this kind of flow has no such coordinates.
+        """
+        raise InputError(f"{type(self).__name__} cannot smear frames; leave smearing out")
+
     def log_prob(self, positions: Tensor) -> Tensor:
         """Return the log-density (frames,), nm^-(3 N - 3).
 

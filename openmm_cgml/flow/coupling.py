@@ -104,6 +104,7 @@ class CouplingFlow(Flow):
         rows: (bead, bond, angle, torsion partner) of each bead, of `ZMatrix`.
         angle_scale: mean and standard deviation of each angle's logit.
         bond_scale: mean and standard deviation of each bond's logarithm.
+        torsion_scale: circular standard deviation of each torsion, radians; None: one.
         blocks: pairs of couplings of the torsions.
         angle_blocks: pairs of couplings of the angles.
         bond_blocks: pairs of couplings of the bonds; 0: given the rest they are independent.
@@ -118,6 +119,7 @@ class CouplingFlow(Flow):
     """
 
     scale: Tensor
+    turns: Tensor
 
     def __init__(
         self,
@@ -127,6 +129,7 @@ class CouplingFlow(Flow):
         rows: Sequence[Sequence[int]],
         angle_scale: Sequence[Sequence[float]],
         bond_scale: Sequence[Sequence[float]],
+        torsion_scale: Sequence[float] | None = None,
         blocks: int = 2,
         angle_blocks: int = 1,
         bond_blocks: int = 1,
@@ -140,15 +143,24 @@ class CouplingFlow(Flow):
         if transform not in TRANSFORMS:
             raise InputError(f"transform is {transform!r}; choose {' or '.join(TRANSFORMS)}")
         self._settings = {
-            "rows": [list(map(int, r)) for r in rows], "angle_scale": angle_scale,
-            "bond_scale": bond_scale, "blocks": blocks, "angle_blocks": angle_blocks,
-            "bond_blocks": bond_blocks, "components": components, "width": width,
-            "transform": transform, "seed": seed,
-        }  # fmt: skip
+            "rows": [list(map(int, r)) for r in rows],
+            "angle_scale": angle_scale,
+            "bond_scale": bond_scale,
+            "torsion_scale": torsion_scale,
+            "blocks": blocks,
+            "angle_blocks": angle_blocks,
+            "bond_blocks": bond_blocks,
+            "components": components,
+            "width": width,
+            "transform": transform,
+            "seed": seed,
+        }
         self.coordinates = ZMatrix(self.beads, rows)
         self.bonds, self.angles, self.torsions = self.coordinates.counts
         scale = torch.tensor([*angle_scale, *bond_scale], dtype=torch.float64).view(-1, 2)
         self.register_buffer("scale", scale)
+        turns = [1.0] * self.torsions if torsion_scale is None else torsion_scale
+        self.register_buffer("turns", torch.tensor(turns, dtype=torch.float64), persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(
@@ -179,7 +191,7 @@ class CouplingFlow(Flow):
         """Return the log-density of positions and channels (frames,); see `Flow`."""
         bonds, angles, torsions = self.coordinates(positions)
         scale = self.scale.to(positions)
-        lines = torch.cat([(angles / (math.pi - angles)).log(), bonds.log()], dim=1)
+        lines = _lines(bonds, angles)
         extra, ratio = _logits(channels)
         line = torch.cat([(lines - scale[:, 0]) / scale[:, 1], extra], dim=1)
         total = -self.coordinates.log_volume(bonds, angles) - scale[:, 1].log().sum()
@@ -195,6 +207,14 @@ class CouplingFlow(Flow):
             circle, line, log_slope = layer.apply_to(circle, line, inverse=False)
             total = total + log_slope
         return line, total
+
+    def smeared(self, positions: Tensor, normals: Tensor, width: float) -> Tensor:
+        """Return frames with noise on bonds, angles and torsions; see `Flow`."""
+        bonds, angles, torsions = self.coordinates(positions)
+        spread = torch.cat([self.turns, self.scale[:, 1]]).to(positions)
+        noise = width * spread * normals[:, : len(spread)]
+        turned, moved = noise.split([self.torsions, len(self.scale)], dim=1)
+        return self._positions(torsions + turned, _lines(bonds, angles) + moved)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return positions (count, beads, 3), nm; see `Flow`."""
@@ -235,13 +255,15 @@ class CouplingFlow(Flow):
         for layer in reversed(self.layers[: self.given_torsions]):
             circle, line, _ = layer.apply_to(circle, line, inverse=True)  # type: ignore[operator]
         scale = self.scale.to(line)
-        lines = line[:, : len(scale)] * scale[:, 1] + scale[:, 0]
-        angles = math.pi * lines[:, : self.angles].sigmoid()
-        bonds = lines[:, self.angles :].exp()
-        positions = self.coordinates.inverse(bonds, angles, circle)
+        positions = self._positions(circle, line[:, : len(scale)] * scale[:, 1] + scale[:, 0])
         return torch.einsum(
             "nij,nkj->nki", _rotations(len(circle), self._made(generator)), positions
         )
+
+    def _positions(self, torsions: Tensor, lines: Tensor) -> Tensor:
+        """Return frames from torsions and `_lines`."""
+        angles = math.pi * lines[:, : self.angles].sigmoid()
+        return self.coordinates.inverse(lines[:, self.angles :].exp(), angles, torsions)
 
     def _made(self, generator: torch.Generator) -> dict[str, Any]:
         like = next(self.parameters())
@@ -280,15 +302,21 @@ def coupling(
         raise InputError("all frames have weight zero; give frames that have some")
     _require_whole(dataset)
     coordinates = ZMatrix.of(dataset.topology)
-    bonds, angles, _ = coordinates(torch.as_tensor(dataset.positions, dtype=torch.float64))
+    bonds, angles, torsions = coordinates(torch.as_tensor(dataset.positions, dtype=torch.float64))
     weights = None if dataset.weights is None else np.asarray(dataset.weights, dtype=np.float64)
     return CouplingFlow(
         dataset.topology, dataset.temperature, Contacts.of(dataset), coordinates.rows,
         _scale((angles / (math.pi - angles)).log().numpy(), weights),
         _scale(bonds.log().numpy(), weights),
+        _circular_spread(torsions.numpy(), weights),
         blocks=blocks, angle_blocks=angle_blocks, bond_blocks=bond_blocks, components=components,
         width=width, transform=transform, channels=channels, seed=seed,
     )  # fmt: skip
+
+
+def _lines(bonds: Tensor, angles: Tensor) -> Tensor:
+    """Return what stands for angles and bonds on the line."""
+    return torch.cat([(angles / (math.pi - angles)).log(), bonds.log()], dim=1)
 
 
 def _logits(channels: Tensor) -> tuple[Tensor, Tensor]:
@@ -328,6 +356,15 @@ def _scale(values: np.ndarray, weights: np.ndarray | None) -> list[list[float]]:
     mean = np.average(values, axis=0, weights=weights)
     spread = np.average((values - mean) ** 2, axis=0, weights=weights) ** 0.5
     return np.stack([mean, np.maximum(spread, 1e-4)], axis=1).tolist()
+
+
+def _circular_spread(values: np.ndarray, weights: np.ndarray | None) -> list[float]:
+    """Return the circular standard deviation of each column, that of a flat one at most."""
+    if values.shape[1] == 0:  # numpy cannot average nothing
+        return []
+    length = np.abs(np.average(np.exp(1j * values), axis=0, weights=weights))
+    flat = math.pi / 3**0.5
+    return np.minimum((-2 * np.log(length.clip(1e-300))) ** 0.5, flat).tolist()
 
 
 def _halves(members: list[int], pairs: int) -> list[tuple[list[int], list[int]]]:
