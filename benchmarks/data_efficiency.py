@@ -59,6 +59,8 @@ def run(quick: bool) -> Outcome:
     for job in jobs:
         for name, entry in found[job].items():
             details.setdefault(name, {}).setdefault(str(job[1]), []).append(entry)
+    if os.environ.get("CGML_FIGURES"):
+        draw(Path(os.environ["CGML_FIGURES"]) / "data_efficiency.png", details)
     return Outcome(targets(details, sizes), SEEDS[0], details)
 
 
@@ -222,6 +224,37 @@ def figures(comparison: Comparison) -> dict[str, float]:
         "coverage": float((often & both).sum() / often.sum()),
         "delta_f": comparison.delta_f[0],
     }
+
+
+def draw(path: Path, details: dict[str, Any]) -> None:
+    """Draw three measures of error over the number of frames."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = {
+        "flow": "flow", "student": "PMF taught by the flow",
+        "basic": "force matching, basic map", "optimal": "force matching, optimal map",
+        "biased": "enhanced-sampling force matching",
+    }  # fmt: skip
+    labels = {
+        "js": "JS* (nats)", "kl_reference_model": "relative entropy (nats)",
+        "free_energy_mse": "free energy, mean square error (kJ/mol)$^2$",
+    }  # fmt: skip
+    figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.9), layout="constrained")
+    colours = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73")
+    for axis, (key, label) in zip(axes, labels.items(), strict=True):
+        for (name, title), colour, mark in zip(names.items(), colours, "osv^D", strict=True):
+            sizes = sorted(map(int, details.get(name, {})))
+            values = [np.array([one[key] for one in details[name][str(n)]]) for n in sizes]
+            errors = [v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values]
+            means = [v.mean() for v in values]
+            axis.errorbar(sizes, means, errors, color=colour, marker=mark, ms=5, label=title)
+        axis.set(xscale="log", yscale="log", xlabel="training frames", ylabel=label)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float | None]:

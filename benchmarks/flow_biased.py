@@ -2,7 +2,7 @@
 
 Capped alanine on five beads. The first 10 ns of metadynamics with bias factor 1.5, reweighted by
 its weights; and 10 ns without bias, which never leave the basin they began in. The same flow, the
-same training, three seeds; 200 000 samples of each against the independent reference. With
+same training, three seeds; 100 000 samples of each against the independent reference. With
 CGML_FIGURES the folder of a picture. Needs CGML_DATA or ``../shared/data``; without, the package's
 own biased frames stand for both (``--quick`` only).
 """
@@ -45,7 +45,7 @@ def run(quick: bool) -> Outcome:
                 cgml.fit_flow(
                     flow, train, valid, epochs=1 if quick else 20, seed=seed, progress=False
                 )
-                drawn = flow.sample(2000 if quick else 200_000, seed=seed)[0].numpy()
+                drawn = flow.sample(2000 if quick else 100_000, seed=seed)[0].numpy()
                 samples = cgml.CGDataset(drawn, dataset.topology, dataset.temperature)
                 comparison = compared(samples, files, setup)
                 found.append(figures(comparison) | {

@@ -10,7 +10,7 @@ or ``../shared/data``. The first is made from replica exchange that is there, th
         --timestep 0.004
     cgml reference 1FME.pdb -o 1FME.h5 --ns 0.25 --interval 0.1 --method remd --all-rungs \\
         --temperatures 300,318,337,357 --mapping calpha --hydrogen-mass 3 --timestep 0.004
-    cgml reference 2F4K.pdb -o 2F4K.h5 --ns 0.12 --interval 0.1 --method remd --all-rungs \\
+    cgml reference 2F4K.pdb -o 2F4K.h5 --ns 0.06 --interval 0.05 --method remd --all-rungs \\
         --temperatures 300,316.5,334,352 --mapping calpha --hydrogen-mass 3 --timestep 0.004 \\
         --remove-water --replace NLE=MET:CD=SD
 
@@ -85,7 +85,7 @@ def recipe(dataset: Path, native: Path, output: Path, quick: bool) -> dict[str, 
     """Run the example as from the command line, and return its summary."""
     before = sys.argv
     sys.argv = [EXAMPLE.name, "--input", str(dataset), "--native", str(native), "--output",
-                str(output), *(["--quick"] if quick else ["--ps", "200"])]  # fmt: skip
+                str(output), *(["--quick"] if quick else ["--ps", "60"])]  # fmt: skip
     try:
         runpy.run_path(str(EXAMPLE), run_name="__main__")
     finally:

@@ -4,7 +4,9 @@ Takes C-alpha beads of an equilibrium trajectory (DCD, XTC, ..., with its topolo
 from `cgml map` or `cgml reference`, whose weights count. A flow learns their density and teaches a
 PMF, which then runs: copies at one temperature, and replica exchange. Flow, PMF and data are
 compared: RMSD from the native structure, its contacts and the order in which they form, the
-slowest coordinates, principal components. Writes ``summary.json`` and ``folding.png`` besides the
+slowest coordinates, principal components. Where the PMF goes and the flow does not, it has learned
+nothing: frames of a short run go back to the flow for their forces, and the PMF learns again
+(``--rounds``). Writes ``summary.json`` and ``folding.png`` besides the
 models and runs; what is there already is not done again.
 
     python 10_folding.py --trajectory protein.xtc --topology protein.pdb --native native.pdb \
@@ -42,11 +44,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the files")
     parser.add_argument("--epochs", type=int, default=30, help="of flow and PMF")
     parser.add_argument("--samples", type=int, default=50_000, help="that teach the PMF")
+    parser.add_argument("--rounds", type=int, default=3, help="of teaching; 1: the flow's samples")
     parser.add_argument("--ps", type=float, default=300.0, help="of each copy")
     parser.add_argument("--quick", action="store_true", help="a small version, not converged")
     options = parser.parse_args()
     if options.quick:
-        options.epochs, options.samples, options.ps = 2, 1000, 4.0
+        options.epochs, options.samples, options.ps, options.rounds = 2, 1000, 4.0, 2
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -62,9 +65,15 @@ def main() -> None:
         "clashing": report["clashing"],
         "effective_samples": report["effective"] / report["drawn"],
     }
-    summary |= taught(folder, flow, options)
+    visited = None
+    for number in range(options.rounds):
+        summary |= taught(folder, flow, number, visited, options)
+        exchanged = replica_exchange(folder, number, train, options)
+        more = exchanged.draw(options.samples // 4)
+        visited = more if visited is None else np.concatenate([visited, more])
 
-    exchanged, single = simulated(folder, train, options)
+    exchanged = exchanged.after(options.ps / 4).at_temperature(data.temperature)
+    single = copies(folder, options.rounds - 1, train, options)
     found = compared(
         folder, data, samples, exchanged, single, native(options.native, data), options
     )
@@ -122,45 +131,64 @@ def learned(
     return json.loads(notes.read_text())
 
 
-def taught(folder: Path, flow: cgml.Flow, options: argparse.Namespace) -> dict[str, float]:
+def taught(
+    folder: Path,
+    flow: cgml.Flow,
+    number: int,
+    visited: np.ndarray | None,
+    options: argparse.Namespace,
+) -> dict[str, float]:
     """Let the flow teach a PMF, unless it is there."""
-    notes = folder / "student.json"
-    if not (folder / "student.pt").exists() or not notes.exists():
+    notes, model = folder / f"student_{number}.json", folder / f"student_{number}.pt"
+    if not (model.exists() and notes.exists()):
         begin = time.perf_counter()
         student = cgml.distill(
             flow,
             with_prior("cgnet", {"width": 256, "depth": 2}),
             count=options.samples,
+            visited=visited,
             batch_size=128,
-            epochs=2 if options.quick else options.epochs,
+            epochs=2 if options.quick else options.epochs // 2,
         )
-        cgml.save_model(folder / "student.pt", student.result)
+        cgml.save_model(model, student.result)
         found = student.agreements[""]
         notes.write_text(json.dumps({
             "student_seconds": time.perf_counter() - begin,
             "agreement": found.effective / found.samples,
             "flow_to_pmf_kT": found.flow_to_pmf,
+            "pmf_to_flow_kT": found.pmf_to_flow,
         }))  # fmt: skip
     return json.loads(notes.read_text())
 
 
-def simulated(
-    folder: Path, train: cgml.CGDataset, options: argparse.Namespace
-) -> tuple[cgml.Run, cgml.Run]:
-    """Run the PMF by replica exchange, and copies at one temperature from the same frames."""
-    settings = {"timestep": 0.002, "friction": 5.0}  # the edges of a flow's density are steep
+#: The edges of a flow's density are steep.
+SETTINGS = {"timestep": 0.002, "friction": 5.0}
+
+
+def replica_exchange(
+    folder: Path, number: int, train: cgml.CGDataset, options: argparse.Namespace
+) -> cgml.Run:
+    """Run the PMF by replica exchange, from frames of the data."""
     kelvin = train.temperature
-    ladder = cgml.ReplicaExchange(
-        folder / "student.pt", train, cgml.ladder(kelvin, 1.4 * kelvin, 4),
-        copies=8 if options.quick else 64, exchange_interval=0.5, **settings,
+    simulation = cgml.ReplicaExchange(
+        folder / f"student_{number}.pt", train, cgml.ladder(kelvin, 1.4 * kelvin, 4),
+        copies=8 if options.quick else 16, exchange_interval=0.5, **SETTINGS,
     )  # fmt: skip
+    last = number == options.rounds - 1
+    ps = options.ps if last else max(4.0, options.ps / 3)
     interval = 0.5 if options.quick else 1.0
-    exchanged = ladder.run(folder / "exchange.h5", ns=options.ps / 1000, interval=interval)
-    copies = cgml.Langevin(
-        folder / "student.pt", train, copies=8 if options.quick else 32, **settings
+    return simulation.run(folder / f"exchange_{number}.h5", ns=ps / 1000, interval=interval)
+
+
+def copies(
+    folder: Path, number: int, train: cgml.CGDataset, options: argparse.Namespace
+) -> cgml.Run:
+    """Run copies at one temperature, from frames of the data."""
+    simulation = cgml.Langevin(
+        folder / f"student_{number}.pt", train, copies=8 if options.quick else 32, **SETTINGS
     )
-    single = copies.run(folder / "copies.h5", ns=options.ps / 1000, interval=interval)
-    return exchanged.after(options.ps / 4).at_temperature(kelvin), single
+    interval = 0.5 if options.quick else 1.0
+    return simulation.run(folder / "copies.h5", ns=options.ps / 1000, interval=interval)
 
 
 def compared(

@@ -117,6 +117,10 @@ def distill_command(
     assigned: _Set = None,
     count: Annotated[int, typer.Option(min=100, help="Samples of each flow.")] = 100_000,
     explore: _Explore = None,
+    visited: Annotated[
+        list[str] | None,
+        typer.Option(help="Run of a PMF that this flow taught, to teach from too; repeatable."),
+    ] = None,
     largest_force: _LargestForce = None,
     epochs: _Count = 20,
     batch_size: _Count = 256,
@@ -146,12 +150,27 @@ def distill_command(
         loaded = loaded[0]
     distilled = distill(
         loaded, with_prior(network, settings), count=count, explore=explore,
+        visited=_visited(visited, isinstance(loaded, dict), count // 4, seed),
         largest_force=largest_force, seed=seed, epochs=epochs, batch_size=batch_size,
         learning_rate=learning_rate,
         directory=checkpoints,
     )  # fmt: skip
     save_model(output, distilled.result)
     say(f"{output}:\n{distilled.text()}")
+
+
+def _visited(runs: list[str] | None, several: bool, most: int, seed: int) -> Any:
+    """Return frames of runs, of all temperatures."""
+    if not runs:
+        return None
+    if several:
+        raise InputError("visited runs are for one flow; in Python distill takes them by name")
+    import numpy as np
+
+    from .run_file import read_run
+
+    share = -(-most // len(runs))
+    return np.concatenate([read_run(path).draw(share, seed) for path in runs])
 
 
 def _frames(dataset: str, valid: str | None) -> tuple[Any, Any]:

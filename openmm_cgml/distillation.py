@@ -31,7 +31,8 @@ _CHUNK = 4096  # frames whose energies are computed together
 class Agreement:
     """How far a PMF is from a flow, from the flow's samples alone, without dynamics.
 
-    With w = exp(-U / kT) / q, q the flow's density and the samples drawn from it:
+    With w = exp(-U / kT) / q, q the flow's density and the samples drawn from it. What taught the
+    PMF is the flow with beads kept apart (`Contacts.repulsion`): relative entropies are to that.
 
     Attributes:
         samples: number of samples.
@@ -39,8 +40,8 @@ class Agreement:
         free_energy: -kT ln of the PMF's partition function, mean of w, kJ/mol: what to add to the
             PMF's energies so that they are -kT ln of a density.
         free_energy_error: standard error, kJ/mol; meaningless if few samples are effective.
-        flow_to_pmf: relative entropy of the flow to the PMF, in kT.
-        pmf_to_flow: the other way round, in kT, from the weighted samples.
+        flow_to_pmf: relative entropy of the flow, beads apart, to the PMF, in kT.
+        pmf_to_flow: the other way round, in kT. Both are from the weighted samples.
     """
 
     samples: int
@@ -76,19 +77,26 @@ def agreement(flow: Flow, pmf: PMF, samples: int = 20_000, seed: int = 0) -> Agr
     with torch.no_grad():
         energies = torch.cat([pmf(x.to(like)).double().cpu() for x in positions.split(_CHUNK)])
     log_weights = (-energies / flow.kt - log_density.double().cpu()).numpy()
-    highest = log_weights.max()
-    weights = np.exp(log_weights - highest)
-    log_z = highest + np.log(weights.mean())
-    shares = weights / weights.sum()
-    relative_error = weights.std(ddof=1) / weights.mean() / len(weights) ** 0.5
+    pmf_shares, log_z, relative_error = _shares(log_weights)
+    apart = -flow.contacts.repulsion(positions)[0].double().cpu().numpy()
+    flow_shares, log_apart, _ = _shares(apart)
+    gap = (apart - log_apart) - (log_weights - log_z)
     return Agreement(
         samples=samples,
         effective=kish_size(log_weights),
         free_energy=float(-flow.kt * log_z),
         free_energy_error=float(flow.kt * relative_error),
-        flow_to_pmf=float(log_z - log_weights.mean()),
-        pmf_to_flow=float((shares * log_weights).sum() - log_z),
+        flow_to_pmf=float((flow_shares * gap).sum()),
+        pmf_to_flow=float(-(pmf_shares * gap).sum()),
     )
+
+
+def _shares(log_weights: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return weights that sum to one, ln of the mean weight, and its relative error."""
+    highest = log_weights.max()
+    weights = np.exp(log_weights - highest)
+    error = weights.std(ddof=1) / weights.mean() / len(weights) ** 0.5
+    return weights / weights.sum(), float(highest + np.log(weights.mean())), float(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +124,7 @@ def distill(
     *,
     count: int = 100_000,
     explore: float | None = None,
+    visited: Any = None,
     seed: int = 0,
     largest_force: Any = None,
     samples: int = 20_000,
@@ -131,6 +140,8 @@ def distill(
             an untrained PMF.
         count: samples of each flow; a tenth of them validates.
         seed: of samples and training.
+        visited: frames (frames, beads, 3), nm, that a PMF taught before has visited (`Run.draw`),
+            to be taught as well; of several flows a mapping of names to frames.
         explore, largest_force: as of `Flow.sample_dataset`.
         samples: for the comparison, drawn anew.
         epochs, learning_rate, **settings: as of `fit`.
@@ -141,10 +152,17 @@ def distill(
     flows = {"": flow} if isinstance(flow, Flow) else dict(flow)
     if not flows:
         raise InputError("there is no flow to learn from; give at least one")
+    others = {"": visited} if isinstance(flow, Flow) else dict(visited or {})
+    if unknown := set(others) - set(flows):
+        raise InputError(f"visited frames are of {', '.join(sorted(unknown))}, which is no flow")
     drawn = {
         name: one.sample_dataset(
-            count, explore=explore, seed=seed + 2 * k, largest_force=largest_force
-        )
+            count,
+            explore=explore,
+            visited=others.get(name),
+            seed=seed + 2 * k,
+            largest_force=largest_force,
+        )  # fmt: skip
         for k, (name, one) in enumerate(flows.items())
     }
     dataset: Any = drawn[""] if isinstance(flow, Flow) else DatasetCollection(drawn)

@@ -153,6 +153,18 @@ class Run:
             **changed,
         )
 
+    def draw(self, count: int, seed: int = 0) -> np.ndarray:
+        """Return frames of any copies and temperatures at random, (frames, beads, 3), nm.
+
+        Args:
+            count: at most so many; none twice, none of a copy while it was sick.
+            seed: of the choice.
+        """
+        healthy = np.ones(self.positions.shape[:2], bool) if self.sick is None else ~self.sick
+        frames, copies = np.nonzero(healthy)
+        chosen = np.random.default_rng(seed).permutation(len(frames))[:count]
+        return np.asarray(self.positions[frames[chosen], copies[chosen]])
+
     def of_copy(self, copy: int) -> "Run":
         """Return the frames of one copy, through all its temperatures.
 

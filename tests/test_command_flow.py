@@ -35,7 +35,7 @@ def call(monkeypatch, capsys):
     return run
 
 
-def test_the_road_without_forces(files, call) -> None:
+def test_the_road_without_forces(files, call, caplog) -> None:
     small = ("--set", "width=8", "--set", "components=2", "--epochs", 1, "--batch-size", 100)
     code, said = call("flow", "train", files / "bare.h5", "-o", files / "a.flow", *small)
     assert code == 0 and "mean log-likelihood of the validation frames" in said
@@ -57,6 +57,15 @@ def test_the_road_without_forces(files, call) -> None:
     model = cgml.load_model(files / "m.pt")
     assert model.topology == samples.topology
     assert json.dumps(model.card["training"])
+    run = cgml.Langevin(model, samples, copies=4, timestep=0.001, backend="python")
+    run.run(files / "run.h5", steps=10, interval=0.002, progress=False)
+    again = ("distill", files / "a.flow", "-o", files / "n.pt", "--count", 400, "--epochs", 1,
+             "--set", "width=8", "--visited", files / "run.h5")  # fmt: skip
+    caplog.set_level("INFO", "openmm_cgml")
+    caplog.clear()
+    assert call(*again)[0] == 0 and "20 frames from elsewhere" in caplog.text
+    code, said = call(*again, files / "a.flow", "--name", "one", "--name", "two")
+    assert code == 2 and "visited runs are for one flow" in said
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,10 @@ def test_folding(tmp_path, capsys):
         assert said["RMSD_data"] < 0.08 < said["RMSD_flow"] < 1
         assert 0 < said["effective_samples"] <= 1 and said["folded_data"] == 1
         times.append({p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()})
-        assert {"folding.png", "summary.json", "molecule.flow", "exchange.h5"} <= times[-1].keys()
-    assert times[0]["student.pt"] == times[1]["student.pt"]
+        assert {"folding.png", "summary.json", "molecule.flow", "exchange_1.h5"} <= times[
+            -1
+        ].keys()
+    assert times[0]["student_1.pt"] == times[1]["student_1.pt"]
 
 
 def test_metadynamics(road, tmp_path, capsys):

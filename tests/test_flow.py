@@ -485,6 +485,7 @@ class Shifted(cgml.PMF):
 
 def test_agreement_is_exact_for_a_flow_s_own_energy() -> None:
     flow = flow_of(frames(4))
+    flow.contacts = Contacts(flow.contacts.pairs, 0 * flow.contacts.closest)  # nothing clashes
     found = agreement(flow, Shifted(FlowPMF(flow), 1.0, 7.0), samples=500)
     assert found.effective == pytest.approx(500)
     assert found.free_energy == pytest.approx(7.0)
@@ -492,6 +493,44 @@ def test_agreement_is_exact_for_a_flow_s_own_energy() -> None:
     other = agreement(flow, Shifted(FlowPMF(flow), 1.1, 0.0), samples=5000)
     assert other.effective < 4990 and other.flow_to_pmf > 0 and other.pmf_to_flow > 0
     assert "effective" in other.text()
+
+
+def test_agreement_is_with_the_flow_whose_beads_are_apart() -> None:
+    """A PMF that has the repulsion too agrees with what taught it; one without does not."""
+    flow = flow_of(frames(5), strength=0.1)
+    flow.contacts = Contacts(flow.contacts.pairs, 0 * flow.contacts.closest + 0.45)
+
+    class Apart(FlowPMF):
+        def forward(self, positions, box_vectors=None):
+            overlap = flow.contacts.overlaps(positions).square().sum(1)
+            return super().forward(positions) + flow.kt * STIFFNESS * overlap
+
+    found = agreement(flow, Apart(flow), samples=4000)
+    assert abs(found.flow_to_pmf) < 1e-9 and abs(found.pmf_to_flow) < 1e-9
+    assert found.effective < 3900
+    assert agreement(flow, FlowPMF(flow), samples=4000).flow_to_pmf > 0.01
+
+
+def test_visited_frames_are_taught_with_weight_zero() -> None:
+    dataset = frames(5)
+    flow = flow_of(dataset, strength=0.1)
+    elsewhere = frames(5, count=50, seed=7).positions + 3.0
+    plain = flow.sample_dataset(400, explore=0, seed=3, largest_force=1e6)
+    both = flow.sample_dataset(400, explore=0, visited=elsewhere, seed=3, largest_force=1e6)
+    extra = both.weights == 0
+    assert both.mapping["flow"]["visited"] == 50 and 40 <= extra.sum() <= 50
+    assert len(both) == len(plain) + extra.sum()
+    assert both.mapping["flow"]["effective"] == pytest.approx(plain.mapping["flow"]["effective"])
+    np.testing.assert_allclose(both.positions[extra].mean(1), 0, atol=1e-9)
+    expected = flow.forces(torch.as_tensor(both.positions[extra]))
+    push = flow.kt * flow.contacts.repulsion(torch.as_tensor(both.positions[extra]))[1]
+    np.testing.assert_allclose(both.forces[extra], (expected + push).numpy(), rtol=1e-6, atol=1e-6)
+    with pytest.raises(
+        InputError, match=r"visited frames have shape \(400, 4, 3\); give \(frames, 5, 3\)"
+    ):
+        flow.sample_dataset(10, visited=frames(4).positions)
+    with pytest.raises(InputError, match="visited frames are of three, which is no flow"):
+        distill({"five": flow}, visited={"three": elsewhere}, count=10)
 
 
 def test_flows_of_two_molecules_teach_one_network() -> None:

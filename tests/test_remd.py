@@ -1,6 +1,7 @@
 """Replica exchange against exact results: harmonic and double-well systems at every rung."""
 
 import logging
+from dataclasses import replace
 
 import torch  # before openmm
 
@@ -313,6 +314,11 @@ def test_output_by_temperature_and_by_copy(tethers, tmp_path) -> None:
             assert np.array_equal(low.positions[frame, place], run.positions[frame, at])
     one = run.of_copy(3)
     assert one.positions.shape == (40, 1, 5, 3)
+    sick = np.broadcast_to(np.arange(8) < 6, (40, 8))  # all but two copies
+    ill = replace(run, sick=sick)
+    drawn = ill.draw(1000, seed=1)
+    assert drawn.shape == (80, 5, 3) and len(np.unique(drawn[:, 0, 0])) == 80
+    assert np.isin(drawn, run.positions[:, 6:]).all() and ill.draw(7).shape == (7, 5, 3)
     # Ten steps between frames: a copy moves little, whatever its temperature.
     assert np.abs(np.diff(one.positions, axis=0)).max() < 0.2
     assert np.array_equal(run.exchange_rung[:-1], run.rung[1:])  # frames precede exchanges

@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -199,6 +200,7 @@ class Flow(nn.Module, ABC):
         count: int,
         *,
         explore: float | None = None,
+        visited: Any = None,
         seed: int = 0,
         largest_force: Any = None,
         batch_size: int = 1024,
@@ -218,13 +220,17 @@ class Flow(nn.Module, ABC):
             explore: share of the broader density (`draw_broadly`), below one; None: a quarter
                 for up to four torsions, else nothing, since most frames of many torsions at
                 random are knots.
+            visited: (frames, beads, 3), nm, frames to add with the flow's forces and weight zero:
+                those of a run of a PMF that the flow has taught, so that it unlearns the basins
+                it has invented.
             seed: of the random numbers.
             largest_force: RMS component of the forces beyond which a sample is left out,
                 kJ/mol/nm; None: five times the median.
             batch_size: samples whose forces are computed together.
 
         Raises:
-            InputError: if none is left, or the share is not from 0 to below 1.
+            InputError: if none is left, the share is not from 0 to below 1, or visited frames are
+                of other beads.
         """
         if explore is None:
             explore = _EXPLORE if 4 <= self.beads <= 3 + _FEW_TORSIONS else 0.0
@@ -244,12 +250,15 @@ class Flow(nn.Module, ABC):
                 positions = torch.cat([positions, self.draw_broadly(broad, generator)])
                 ratio = torch.cat([self.log_breadth(x) for x in positions.split(batch_size)])
                 log_weights = -(1 - explore + explore * ratio.double().exp()).log().cpu()
+        extra = self._visited(visited, positions)
+        positions = torch.cat([positions, extra])
+        log_weights = torch.cat([log_weights, log_weights.new_full((len(extra),), -math.inf)])
         forces = torch.cat([self.forces(part) for part in positions.split(batch_size)])
         # In random order, so that any part of the dataset is like the whole.
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
         kept, total, weights, report = fit_to_teach(
-            positions.cpu()[order], forces.cpu()[order], log_weights[order], broad, self.kt,
-            self.contacts, limit,
+            positions.cpu()[order], forces.cpu()[order], log_weights[order], broad, len(extra),
+            self.kt, self.contacts, limit,
         )  # fmt: skip
         if report.kept == 0:
             raise InputError(f"{report.text()}: nothing to learn from; train the flow longer")
@@ -258,6 +267,17 @@ class Flow(nn.Module, ABC):
             kept, self.topology, self.temperature, forces=total, weights=weights,
             mapping={"flow": report.to_dict()},
         )  # fmt: skip
+
+    def _visited(self, visited: Any, like: Tensor) -> Tensor:
+        """Return frames from elsewhere, centred."""
+        if visited is None:
+            return like[:0]
+        frames = torch.as_tensor(np.asarray(visited)).to(like)
+        if frames.dim() != 3 or tuple(frames.shape[1:]) != (self.beads, 3):
+            raise InputError(
+                f"visited frames have shape {tuple(frames.shape)}; give (frames, {self.beads}, 3)"
+            )
+        return frames - frames.mean(1, keepdim=True)
 
 
 def build(architecture: dict[str, Any]) -> Flow:

@@ -33,12 +33,13 @@ class SampleReport:
     """What became of a flow's samples.
 
     Attributes:
-        drawn: samples.
+        drawn: samples, and visited frames.
         not_finite: of which left out since a number was not finite.
         strong: of which left out since the RMS component of the forces was above the limit.
         limit: that limit, kJ/mol/nm.
         overlapping: of which left out since their repulsion, below, was above 20 kT.
         broad: samples from a broader density than the flow's.
+        visited: frames from elsewhere, of weight zero.
         clashing: fraction of the flow's frames, by the weights, in which two beads are closer than
             in any of the training frames.
         effective: frames that the weights leave, (sum w)^2 / sum w^2.
@@ -49,6 +50,7 @@ class SampleReport:
     strong: int
     overlapping: int
     broad: int
+    visited: int
     limit: float
     clashing: float
     effective: float
@@ -65,7 +67,8 @@ class SampleReport:
     def text(self) -> str:
         """Return the report in a line."""
         return (
-            f"{self.drawn:,} samples of the flow, {self.broad:,} of them from a broader density: "
+            f"{self.drawn - self.visited:,} samples of the flow, {self.broad:,} of them from a "
+            f"broader density, and {self.visited:,} frames from elsewhere: "
             f"{self.kept:,} kept, {self.strong:,} with forces "
             f"above {self.limit:.0f} kJ/mol/nm left out, {self.overlapping:,} overlapping, "
             f"{self.not_finite:,} not finite; "
@@ -133,6 +136,7 @@ def fit_to_teach(
     forces: Tensor,
     log_weights: Tensor,
     broad: int,
+    visited: int,
     kt: float,
     contacts: Contacts,
     limit: float | None,
@@ -146,7 +150,8 @@ def fit_to_teach(
         positions: (samples, beads, 3), nm, drawn from the flow, or also from elsewhere.
         forces: (samples, beads, 3), kJ/mol/nm, of the flow.
         log_weights: (samples,): with them the samples are the flow's.
-        broad: samples that are from a broader density, for the report.
+        broad, visited: samples that are from a broader density, and frames that are no samples
+            (their log weights are minus infinity), for the report.
         kt: thermal energy, kJ/mol.
         contacts: of the training frames.
         limit: largest RMS component of a sample's forces, kJ/mol/nm; None: five times the median.
@@ -157,7 +162,8 @@ def fit_to_teach(
     finite = torch.isfinite(positions).all(2).all(1) & torch.isfinite(forces).all(2).all(1)
     strength = forces.square().mean(dim=(1, 2)).sqrt()
     if limit is None:
-        limit = _STRONG * float(strength[finite].median()) if bool(finite.any()) else math.inf
+        own = strength[finite & log_weights.isfinite()]
+        limit = _STRONG * float(own.median()) if len(own) else math.inf
     weak = strength <= limit
     energies, push = contacts.repulsion(positions)
     apart = energies <= _OVERLAP
@@ -174,8 +180,9 @@ def fit_to_teach(
         overlapping=int((finite & weak & ~apart).sum()),
         limit=float(limit),
         broad=broad,
+        visited=visited,
         clashing=float((weights * (energies > 0)).mean()) if len(energies) else 0.0,
-        effective=kish_size(logs.cpu().numpy()) if len(energies) else 0.0,
+        effective=kish_size(logs.cpu().numpy()) if bool(logs.isfinite().any()) else 0.0,
     )
     total = forces[kept] + kt * push
     return positions[kept].cpu().numpy(), total.cpu().numpy(), weights.cpu().numpy(), report
