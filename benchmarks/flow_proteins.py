@@ -10,7 +10,7 @@ or ``../shared/data``. The first is made from replica exchange that is there, th
         --timestep 0.004
     cgml reference 1FME.pdb -o 1FME.h5 --ns 0.25 --interval 0.1 --method remd --all-rungs \\
         --temperatures 300,318,337,357 --mapping calpha --hydrogen-mass 3 --timestep 0.004
-    cgml reference 2F4K.pdb -o 2F4K.h5 --ns 0.06 --interval 0.05 --method remd --all-rungs \\
+    cgml reference 2F4K.pdb -o 2F4K.h5 --ns 0.06 --interval 0.04 --method remd --all-rungs \\
         --temperatures 300,316.5,334,352 --mapping calpha --hydrogen-mass 3 --timestep 0.004 \\
         --remove-water --replace NLE=MET:CD=SD
 
@@ -50,6 +50,9 @@ COLUMNS = {
     "RMSD_data": ("RMSD, data", "nm"),
     "RMSD_flow": ("RMSD, flow", "nm"),
     "RMSD_PMF": ("RMSD, PMF", "nm"),
+    "folded_data": ("folded, data", ""),
+    "folded_flow": ("folded, flow", ""),
+    "folded_PMF": ("folded, PMF", ""),
     "Q_data": ("native contacts, data", ""),
     "Q_flow": ("native contacts, flow", ""),
     "Q_PMF": ("native contacts, PMF", ""),
@@ -78,14 +81,18 @@ def run(quick: bool) -> Outcome:
                 Target(f"{name}, {residues} residues: {label}", unit, None, details[name][key])
                 for key, (label, unit) in COLUMNS.items()
             ]
+            first = details[name]["folded_PMF_by_round"][0]
+            label = f"{name}, {residues} residues: folded, PMF that saw only the flow's samples"
+            targets.append(Target(label, "", None, first))
     return Outcome(targets, 0, details)
 
 
 def recipe(dataset: Path, native: Path, output: Path, quick: bool) -> dict[str, Any]:
     """Run the example as from the command line, and return its summary."""
     before = sys.argv
-    sys.argv = [EXAMPLE.name, "--input", str(dataset), "--native", str(native), "--output",
-                str(output), *(["--quick"] if quick else ["--ps", "60"])]  # fmt: skip
+    length = ["--quick"] if quick else ["--ps", "60", "--samples", "30000"]
+    files = ["--input", str(dataset), "--native", str(native), "--output", str(output)]
+    sys.argv = [EXAMPLE.name, *files, *length]
     try:
         runpy.run_path(str(EXAMPLE), run_name="__main__")
     finally:

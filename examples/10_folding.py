@@ -29,6 +29,8 @@ import openmm_cgml as cgml
 from openmm_cgml.analysis import js_divergence
 from openmm_cgml.distillation import with_prior
 
+#: Fraction of native contacts of what counts as folded.
+FOLDED = 0.6
 COLOURS = {"data": "#222222", "flow": "#0072b2", "PMF": "#d55e00"}
 
 
@@ -54,6 +56,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     data = cgml.read_dataset(options.input) if options.input else mapped(options)
+    structure = native(options.native, data)
+    contacts = cgml.NativeContacts.of(structure)
     train, valid = data.split(0.9)
     summary = {"residues": len(data.topology), "frames": len(data), **effective(data)}
 
@@ -65,18 +69,18 @@ def main() -> None:
         "clashing": report["clashing"],
         "effective_samples": report["effective"] / report["drawn"],
     }
-    visited = None
+    visited, folded = None, []
     for number in range(options.rounds):
         summary |= taught(folder, flow, number, visited, options)
         exchanged = replica_exchange(folder, number, train, options)
         more = exchanged.draw(options.samples // 4)
         visited = more if visited is None else np.concatenate([visited, more])
+        exchanged = exchanged.after(exchanged.time[-1] / 4).at_temperature(data.temperature)
+        folded.append(float((contacts.fraction(in_order(exchanged)) > FOLDED).mean()))
 
-    exchanged = exchanged.after(options.ps / 4).at_temperature(data.temperature)
+    summary["folded_PMF_by_round"] = folded
     single = copies(folder, options.rounds - 1, train, options)
-    found = compared(
-        folder, data, samples, exchanged, single, native(options.native, data), options
-    )
+    found = compared(folder, data, samples, exchanged, single, structure, options)
     (folder / "summary.json").write_text(json.dumps(summary | found, indent=1) + "\n")
     print(json.dumps(summary | found))
 
@@ -102,6 +106,11 @@ def native(path: Path, data: cgml.CGDataset) -> np.ndarray:
             "structure of the same chain"
         )
     return structure.xyz[0, atoms].astype(float)
+
+
+def in_order(run: cgml.Run) -> np.ndarray:
+    """Return frames copy after copy, so that blocks are independent (frames, beads, 3)."""
+    return run.positions.swapaxes(0, 1).reshape(-1, len(run.topology), 3)
 
 
 def effective(data: cgml.CGDataset) -> dict[str, float]:
@@ -201,12 +210,10 @@ def compared(
     options: argparse.Namespace,
 ) -> dict[str, object]:
     """Compare what data, flow and PMF sample, in numbers and in a picture."""
-    beads = len(structure)
     frames = {
         "data": (np.asarray(data.positions), data.weights),
         "flow": (np.asarray(samples.positions), samples.weights),
-        # Copy after copy, so that blocks are independent.
-        "PMF": (exchanged.positions.swapaxes(0, 1).reshape(-1, beads, 3), None),
+        "PMF": (in_order(exchanged), None),
     }
     contacts = cgml.NativeContacts.of(structure)
     features = {name: cgml.pair_distances(x, 3) for name, (x, _) in frames.items()}
@@ -228,7 +235,7 @@ def compared(
         }
         for label in ("RMSD", "Q", "size"):
             found[f"{label}_{name}"] = float(np.average(values[name][label], weights=weights))
-        folded = values[name]["Q"] > 0.6
+        folded = values[name]["Q"] > FOLDED
         share = np.average(folded, weights=weights)
         found[f"folded_{name}"] = float(share)
         if share > 0:
