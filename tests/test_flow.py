@@ -1,6 +1,7 @@
 """The contract of flows: normalised, sampled as they say, smooth, and what becomes of samples."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -431,8 +432,21 @@ def test_contacts_are_the_closest_distances_of_frames_that_count() -> None:
     assert not contacts.overlaps(torch.tensor(dataset.positions).double()).any()
     weights = np.ones(len(dataset))
     weights[int(found[:, 0].argmin())] = 0
-    less = Contacts.of(cgml.CGDataset(dataset.positions, dataset.topology, 300.0, weights=weights))
-    assert less.closest[0] > contacts.closest[0]
+    for little in (0, 1e-3):  # as a hot rung's frame has
+        weights[weights < 1] = little
+        few = cgml.CGDataset(dataset.positions, dataset.topology, 300.0, weights=weights)
+        assert Contacts.of(few).closest[0] > contacts.closest[0]
+
+
+def test_frames_of_several_temperatures_need_their_weights() -> None:
+    dataset = frames(4, count=200)
+    hot = replace(dataset, mapping={"reference": {"remd_all_rungs": True}})
+    flow = FLOWS["coupling"](dataset, width=8)
+    settings = {"epochs": 1, "batch_size": 100, "progress": False}
+    with pytest.raises(InputError, match="may not mix without their weights"):
+        fit_flow(flow, *hot.split(0.5), **settings)
+    weighted = replace(hot, weights=np.random.default_rng(0).uniform(size=200))
+    assert fit_flow(flow, *weighted.split(0.5), **settings).metrics["log_likelihood"] > 0
 
 
 def test_a_file_holds_the_flow(made, tmp_path) -> None:

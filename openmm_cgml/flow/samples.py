@@ -24,6 +24,9 @@ STIFFNESS = 1600.0
 #: the flow where it has seen no data, which a network would spend itself on.
 _STRONG = 5.0
 
+# Of the weight: hot rungs of a replica exchange are full of frames that do not matter.
+_NEGLIGIBLE = 1e-4
+
 # kT; the weight of such a sample would be below 3e-9.
 _OVERLAP = 20.0
 
@@ -91,14 +94,14 @@ class Contacts:
 
     @classmethod
     def of(cls, dataset: CGDataset) -> "Contacts":
-        """Return those of the frames of a dataset that have a weight."""
+        """Return those of the frames of a dataset, but for some that have next to no weight."""
         separations = bond_separations(len(dataset.topology), dataset.topology.bonds)
         first, second = np.triu_indices(len(dataset.topology), 1)
         apart = separations[first, second] > _BONDS
         pairs = np.stack([first[apart], second[apart]], axis=1)
         positions = dataset.positions
         if dataset.weights is not None:
-            positions = positions[np.asarray(dataset.weights) > 0]
+            positions = positions[_counting(np.asarray(dataset.weights, dtype=np.float64))]
         closest = np.full(len(pairs), np.inf)
         for part in np.array_split(positions, -(-len(positions) // 4096)):
             found = geometry.distances(torch.as_tensor(part).double(), torch.as_tensor(pairs))
@@ -129,6 +132,13 @@ class Contacts:
             (gradient,) = torch.autograd.grad(energies.sum(), leaf, allow_unused=True)
         slope = torch.zeros_like(positions) if gradient is None else gradient
         return energies.detach(), -slope
+
+
+def _counting(weights: np.ndarray) -> np.ndarray:
+    """Return the frames that have all but `_NEGLIGIBLE` of the weight, the heaviest ones."""
+    order = np.argsort(weights)[::-1]
+    before = np.cumsum(weights[order]) - weights[order]
+    return order[before < (1 - _NEGLIGIBLE) * weights.sum()]
 
 
 def fit_to_teach(
