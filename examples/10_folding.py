@@ -31,6 +31,8 @@ from openmm_cgml.distillation import with_prior
 
 #: Fraction of native contacts of what counts as folded.
 FOLDED = 0.6
+#: Of dynamics: the edges of a flow's density are steep.
+SETTINGS = {"timestep": 0.002, "friction": 5.0}
 COLOURS = {"data": "#222222", "flow": "#0072b2", "PMF": "#d55e00"}
 
 
@@ -168,10 +170,6 @@ def taught(
             "pmf_to_flow_kT": found.pmf_to_flow,
         }))  # fmt: skip
     return json.loads(notes.read_text())
-
-
-#: The edges of a flow's density are steep.
-SETTINGS = {"timestep": 0.002, "friction": 5.0}
 
 
 def replica_exchange(

@@ -69,9 +69,8 @@ def train_command(
     untrained = make_network(flow, training, settings, seed, FLOWS)
     result = fit_flow(
         untrained, training, validation, smearing=smearing, force_weight=force_weight,
-        epochs=epochs,
-        batch_size=batch_size, learning_rate=learning_rate, patience=patience, seed=seed,
-        directory=checkpoints,
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience,
+        seed=seed, directory=checkpoints,
     )  # fmt: skip
     save_flow(output, result)
     say(
@@ -119,7 +118,7 @@ def distill_command(
     explore: _Explore = None,
     visited: Annotated[
         list[str] | None,
-        typer.Option(help="Run of a PMF that this flow taught, to teach from too; repeatable."),
+        typer.Option(help="Run of a PMF it taught, to learn from too; repeatable."),
     ] = None,
     largest_force: _LargestForce = None,
     epochs: _Count = 20,
@@ -160,7 +159,7 @@ def distill_command(
 
 
 def _visited(runs: list[str] | None, several: bool, most: int, seed: int) -> Any:
-    """Return frames of runs, of all temperatures."""
+    """Return frames of runs, of all temperatures, a quarter as many as samples at most."""
     if not runs:
         return None
     if several:

@@ -4,13 +4,14 @@ Reference: Koehler et al. 2023, doi:10.1021/acs.jctc.3c00016.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-import numpy as np
+from scipy.special import logsumexp
 
 from .collection import DatasetCollection
 from .dataset import CGDataset
@@ -19,7 +20,7 @@ from .flow.core import Flow
 from .pmf import PMFS
 from .pmf.core import PMF, SumPMF
 from .pmf.prior import fit_prior, fit_prior_table
-from .reweight import kish_size
+from .reweight import expectation, kish_size
 from .train import FitResult, fit
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def agreement(flow: Flow, pmf: PMF, samples: int = 20_000, seed: int = 0) -> Agr
     Args:
         flow: the flow, in double precision as `load_flow` returns it.
         pmf: the PMF; its energies may have any zero.
-        samples: to draw.
+        samples: to draw, two or more.
         seed: of the samples.
     """
     positions, log_density = flow.sample(samples, seed)
@@ -77,26 +78,21 @@ def agreement(flow: Flow, pmf: PMF, samples: int = 20_000, seed: int = 0) -> Agr
     with torch.no_grad():
         energies = torch.cat([pmf(x.to(like)).double().cpu() for x in positions.split(_CHUNK)])
     log_weights = (-energies / flow.kt - log_density.double().cpu()).numpy()
-    pmf_shares, log_z, relative_error = _shares(log_weights)
     apart = -flow.contacts.repulsion(positions)[0].double().cpu().numpy()
-    flow_shares, log_apart, _ = _shares(apart)
+    log_z = float(logsumexp(log_weights)) - math.log(samples)
+    log_apart = float(logsumexp(apart)) - math.log(samples)
     gap = (apart - log_apart) - (log_weights - log_z)
+    effective = kish_size(log_weights)
+    # Of the mean weight; rounding may make nothing of it less than nothing.
+    relative_error = (max(0.0, samples / effective - 1) / (samples - 1)) ** 0.5
     return Agreement(
         samples=samples,
-        effective=kish_size(log_weights),
+        effective=effective,
         free_energy=float(-flow.kt * log_z),
         free_energy_error=float(flow.kt * relative_error),
-        flow_to_pmf=float((flow_shares * gap).sum()),
-        pmf_to_flow=float(-(pmf_shares * gap).sum()),
+        flow_to_pmf=float(expectation(apart, gap)[0]),
+        pmf_to_flow=float(-expectation(log_weights, gap)[0]),
     )
-
-
-def _shares(log_weights: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Return weights that sum to one, ln of the mean weight, and its relative error."""
-    highest = log_weights.max()
-    weights = np.exp(log_weights - highest)
-    error = weights.std(ddof=1) / weights.mean() / len(weights) ** 0.5
-    return weights / weights.sum(), float(highest + np.log(weights.mean())), float(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +158,7 @@ def distill(
             visited=others.get(name),
             seed=seed + 2 * k,
             largest_force=largest_force,
-        )  # fmt: skip
+        )
         for k, (name, one) in enumerate(flows.items())
     }
     dataset: Any = drawn[""] if isinstance(flow, Flow) else DatasetCollection(drawn)

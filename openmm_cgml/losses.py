@@ -157,6 +157,7 @@ class Objective:
     Attributes:
         needs_forces: whether frames must have forces.
         uses_weights: whether frames count by their weights, if they have any.
+        all_weighted: whether they do so in every part of it.
         at_data: whether the fixed terms' forces at the data's own positions are used; they are
             then evaluated once, not once a step.
         comparable: whether values of different epochs can be compared, so that the best epoch
@@ -167,6 +168,11 @@ class Objective:
     uses_weights: bool = True
     at_data: bool = False
     comparable: bool = True
+
+    @property
+    def all_weighted(self) -> bool:
+        """Whether frames count by their weights in every part."""
+        return self.uses_weights
 
     def prepared(self, sample: Iterable[tuple[Terms, Batch]]) -> "Objective":
         """Return this objective after a look at training frames, for scales and the like."""
@@ -421,6 +427,11 @@ class Mixture(Objective):
         self.uses_weights = any(m.uses_weights for m in members)
         self.at_data = any(m.at_data for m in members)
         self.comparable = all(m.comparable for m in members)
+
+    @property
+    def all_weighted(self) -> bool:
+        """Whether frames count by their weights in every part."""
+        return all(part.all_weighted for part, _ in self.parts)
 
     def prepared(self, sample: Iterable[tuple[Terms, Batch]]) -> "Mixture":
         """Return the mixture of the prepared objectives."""

@@ -72,8 +72,7 @@ def pair_distances(positions: Any, separation: int = 1) -> np.ndarray:
         (frames, pairs), nm; pairs as of ``numpy.triu_indices(beads, separation)``.
     """
     frames = _frames(positions)
-    first, second = np.triu_indices(frames.shape[1], separation)
-    return np.linalg.norm(frames[:, first] - frames[:, second], axis=-1)
+    return _distances(frames, np.stack(np.triu_indices(frames.shape[1], separation), axis=1))
 
 
 def contact_map(
@@ -145,9 +144,7 @@ class NativeContacts:
         frames = _frames(positions)
         if frames.shape[1] != self.beads:
             raise InputError(f"frames have {frames.shape[1]} beads, the contacts {self.beads}")
-        first, second = self.pairs.T
-        distances = np.linalg.norm(frames[:, first] - frames[:, second], axis=-1)
-        exponent = _STEEPNESS * (distances - _STRETCH * self.distances)
+        exponent = _STEEPNESS * (_distances(frames, self.pairs) - _STRETCH * self.distances)
         return 0.5 * (1 - np.tanh(exponent / 2))
 
     def fraction(self, positions: Any) -> np.ndarray:
@@ -193,6 +190,15 @@ def _frames(positions: Any) -> np.ndarray:
     if frames.ndim != 3 or frames.shape[2] != 3:
         raise InputError(f"positions have shape {frames.shape}; give (frames, beads, 3)")
     return frames
+
+
+def _distances(frames: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return distances (frames, pairs), nm."""
+    import torch
+
+    from . import geometry
+
+    return geometry.distances(torch.as_tensor(frames), torch.as_tensor(pairs)).numpy()
 
 
 def _chunks(frames: np.ndarray, size: int = 20_000) -> list[slice]:

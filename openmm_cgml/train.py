@@ -277,8 +277,7 @@ def _check(source: Source, which: str, objective: Objective, name: str) -> None:
     if objective.uses_weights and source.summary.weight == 0:
         raise InputError(f"all frames of {which} have weight zero, and {name} counts by weights")
     # At other temperatures forces have other means, and distributions are others; weights mend it.
-    parts = [part for part, _ in getattr(objective, "parts", [])] or [objective]
-    weighted = all(part.uses_weights for part in parts) and source.dataset.weights is not None
+    weighted = objective.all_weighted and source.dataset.weights is not None
     if mapping.get("reference", {}).get("remd_all_rungs") and not weighted:
         raise InputError(
             f"{which} holds frames of several temperatures, which {name} may not mix without "

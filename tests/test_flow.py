@@ -320,7 +320,7 @@ def test_smearing_widens_every_coordinate_as_told() -> None:
     moved = flow.smeared(positions, normals, 0.1)
     for one, other, spread in zip(
         flow.coordinates(positions), flow.coordinates(moved),
-        (0.05 * 0.4, None, flow.turns), strict=True,
+        (0.05 * 0.4, None, flow.torsion_spread), strict=True,
     ):  # fmt: skip
         step = torch.remainder(other - one + math.pi, 2 * math.pi) - math.pi
         expected = 0.1 * (one.std(0) if spread is None else torch.as_tensor(spread))
@@ -342,6 +342,22 @@ def test_smearing_is_for_training_frames_alone() -> None:
         progress=False, seed=1,
     )  # fmt: skip
     assert other.metrics["log_likelihood"] > result.metrics["log_likelihood"] + 0.05
+
+
+def test_forces_beside_the_likelihood_bring_the_forces_nearer() -> None:
+    """Frames of a known flow with its forces: both trainings see the same frames."""
+    teacher = flow_of(frames(4), strength=0.2)
+    train, valid = teacher.sample_dataset(2000, explore=0, seed=2).split(0.5)
+    positions, forces = torch.as_tensor(valid.positions), torch.as_tensor(valid.forces)
+    errors = []
+    for weight in (0.0, 3.0):
+        flow = FLOWS["coupling"](train, width=16, components=3)
+        fit_flow(flow, train, valid, force_weight=weight, epochs=15, batch_size=64, progress=False)
+        errors.append(float((flow.forces(positions.double()) - forces).abs().median()))
+    assert errors[1] < 0.8 * errors[0]
+    bare = replace(train, forces=None)
+    with pytest.raises(InputError, match="has no forces"):
+        fit_flow(flow, bare, bare, force_weight=1.0, epochs=1, progress=False)
 
 
 @pytest.mark.parametrize("width", [-0.1, 1.0])

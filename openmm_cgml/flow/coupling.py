@@ -119,7 +119,7 @@ class CouplingFlow(Flow):
     """
 
     scale: Tensor
-    turns: Tensor
+    torsion_spread: Tensor
 
     def __init__(
         self,
@@ -159,8 +159,10 @@ class CouplingFlow(Flow):
         self.bonds, self.angles, self.torsions = self.coordinates.counts
         scale = torch.tensor([*angle_scale, *bond_scale], dtype=torch.float64).view(-1, 2)
         self.register_buffer("scale", scale)
-        turns = [1.0] * self.torsions if torsion_scale is None else torsion_scale
-        self.register_buffer("turns", torch.tensor(turns, dtype=torch.float64), persistent=False)
+        spread = [1.0] * self.torsions if torsion_scale is None else torsion_scale
+        self.register_buffer(
+            "torsion_spread", torch.tensor(spread, dtype=torch.float64), persistent=False
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(
@@ -211,7 +213,7 @@ class CouplingFlow(Flow):
     def smeared(self, positions: Tensor, normals: Tensor, width: float) -> Tensor:
         """Return frames with noise on bonds, angles and torsions; see `Flow`."""
         bonds, angles, torsions = self.coordinates(positions)
-        spread = torch.cat([self.turns, self.scale[:, 1]]).to(positions)
+        spread = torch.cat([self.torsion_spread, self.scale[:, 1]]).to(positions)
         noise = width * spread * normals[:, : len(spread)]
         turned, moved = noise.split([self.torsions, len(self.scale)], dim=1)
         return self._positions(torsions + turned, _lines(bonds, angles) + moved)

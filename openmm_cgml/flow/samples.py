@@ -24,6 +24,8 @@ STIFFNESS = 1600.0
 #: the flow where it has seen no data, which a network would spend itself on.
 _STRONG = 5.0
 
+_CHUNK = 4096  # frames whose pairs are computed together
+
 # Of the weight: hot rungs of a replica exchange are full of frames that do not matter.
 _NEGLIGIBLE = 1e-4
 
@@ -103,7 +105,7 @@ class Contacts:
         if dataset.weights is not None:
             positions = positions[_counting(np.asarray(dataset.weights, dtype=np.float64))]
         closest = np.full(len(pairs), np.inf)
-        for part in np.array_split(positions, -(-len(positions) // 4096)):
+        for part in np.array_split(positions, -(-len(positions) // _CHUNK)):
             found = geometry.distances(torch.as_tensor(part).double(), torch.as_tensor(pairs))
             closest = np.minimum(closest, found.amin(0).numpy()) if len(pairs) else closest
         return cls(pairs, closest)
@@ -126,6 +128,11 @@ class Contacts:
         Returns:
             (frames,) and (frames, beads, 3).
         """
+        found = [self._repulsion(part) for part in positions.split(_CHUNK)]
+        energies, push = zip(*found, strict=True)
+        return torch.cat(energies), torch.cat(push)
+
+    def _repulsion(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = positions.detach().requires_grad_(True)
             energies = STIFFNESS * self.overlaps(leaf).square().sum(1)

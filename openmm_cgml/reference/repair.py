@@ -73,9 +73,12 @@ def repaired(
 
 
 def _replace(modeller: Any, replacement: Replacement) -> int:
+    """Replace every such residue of a Modeller; returns how many there were."""
     residues = [r for r in modeller.topology.residues() if r.name == replacement.old]
     if not residues:
         raise InputError(f"there is no residue {replacement.old} to replace; name one of the file")
+    for residue in residues:
+        _require_atoms(residue, replacement)
     indices = {residue.index for residue in residues}
     modeller.delete(
         [
@@ -95,7 +98,6 @@ def _replace(modeller: Any, replacement: Replacement) -> int:
             new = residue.index in indices
             name = replacement.new if new else residue.name
             other = changed.addResidue(name, copy, residue.id, residue.insertionCode)
-            _require(residue, replacement if new else None)
             for atom in residue.atoms():
                 called = replacement.atoms.get(atom.name, atom.name) if new else atom.name
                 element = atom.element if called == atom.name else _element(called)
@@ -113,10 +115,8 @@ def _replace(modeller: Any, replacement: Replacement) -> int:
     return len(residues)
 
 
-def _require(residue: Any, replacement: Replacement | None) -> None:
-    if replacement is None:
-        return
-    names = {atom.name for atom in residue.atoms()}
+def _require_atoms(residue: Any, replacement: Replacement) -> None:
+    names = {a.name for a in residue.atoms() if a.element is None or a.element.symbol != "H"}
     if missing := set(replacement.atoms) - names:
         raise InputError(
             f"residue {residue.name} {residue.id} has no atom {', '.join(sorted(missing))}; its "
@@ -128,4 +128,7 @@ def _element(name: str) -> Any:
     try:
         return app.element.get_by_symbol(name[0])
     except KeyError:
-        raise InputError(f"atom name {name!r} does not begin with its element") from None
+        raise InputError(
+            f"atom name {name!r} of the new residue does not begin with its element; give the "
+            "force field's name, e.g. SD"
+        ) from None
