@@ -25,11 +25,11 @@ import scipy.stats
 import openmm_cgml as cgml
 from benchmarks.contract import Outcome, Target, main
 from openmm_cgml.analysis import dihedral_angles
+from openmm_cgml.correlation import statistical_inefficiency
 from openmm_cgml.mapping.constraints import constraints_from_system
 from openmm_cgml.reference.reporter import DatasetReporter
 from openmm_cgml.reference.run import run_reference
 from openmm_cgml.reference.setup import ReferenceSystem, build_system
-from openmm_cgml.reweight import statistical_inefficiency
 from openmm_cgml.units import thermal_energy
 
 ISSUE = "maps issue: bias invariance; z-scores of all bins together, and of the worst"

@@ -34,7 +34,7 @@ import numpy as np
 import openmm_cgml as cgml
 from benchmarks.contract import Outcome, Target, main
 from benchmarks.data_efficiency import DATA
-from openmm_cgml.reweight import mbar
+from openmm_cgml.mbar import mbar
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "10_folding.py"
 PROTEINS = ("CLN025", "2JOF", "1FME", "2F4K")

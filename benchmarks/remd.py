@@ -23,7 +23,7 @@ import numpy as np
 import openmm_cgml as cgml
 from benchmarks.contract import Outcome, Target, main
 from openmm_cgml.analysis import dihedral_angles, distribution_of
-from openmm_cgml.reweight import mbar
+from openmm_cgml.mbar import mbar
 from openmm_cgml.sampling import effective_samples
 from openmm_cgml.units import thermal_energy
 

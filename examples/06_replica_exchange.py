@@ -22,7 +22,7 @@ from openmm_cgml.analysis import (
     free_energy_profile,
     state_free_energy,
 )
-from openmm_cgml.reweight import mbar
+from openmm_cgml.mbar import mbar
 from openmm_cgml.units import thermal_energy
 
 PHI_PSI = [[0, 1, 2, 3], [1, 2, 3, 4]]

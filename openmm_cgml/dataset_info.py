@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from .correlation import mean_and_error, statistical_inefficiency
 from .dataset import CGDataset
 from .force_noise import ForceNoise, estimate_force_noise, rough_residuals
-from .reweight import kish_size, mean_and_error, statistical_inefficiency
+from .reweight import kish_size
 from .topology import bond_separations, bonded_angles, bonded_torsions
 from .units import thermal_energy
 

@@ -4,15 +4,13 @@ Reference: Koehler et al. 2023, doi:10.1021/acs.jctc.3c00016.
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from scipy.special import logsumexp
-
+from .boltzmann import propose
 from .collection import DatasetCollection
 from .dataset import CGDataset
 from .errors import InputError
@@ -20,12 +18,10 @@ from .flow.core import Flow
 from .pmf import PMFS
 from .pmf.core import PMF, SumPMF
 from .pmf.prior import fit_prior, fit_prior_table
-from .reweight import expectation, kish_size
+from .reweight import expectation, log_mean
 from .train import FitResult, fit
 
 logger = logging.getLogger(__name__)
-
-_CHUNK = 4096  # frames whose energies are computed together
 
 
 @dataclass(frozen=True)
@@ -73,25 +69,18 @@ def agreement(flow: Flow, pmf: PMF, samples: int = 20_000, seed: int = 0) -> Agr
         samples: to draw, two or more.
         seed: of the samples.
     """
-    positions, log_density = flow.sample(samples, seed)
-    like = next(iter(pmf.parameters()), positions)
-    with torch.no_grad():
-        energies = torch.cat([pmf(x.to(like)).double().cpu() for x in positions.split(_CHUNK)])
-    log_weights = (-energies / flow.kt - log_density.double().cpu()).numpy()
-    apart = -flow.contacts.repulsion(positions)[0].double().cpu().numpy()
-    log_z = float(logsumexp(log_weights)) - math.log(samples)
-    log_apart = float(logsumexp(apart)) - math.log(samples)
-    gap = (apart - log_apart) - (log_weights - log_z)
-    effective = kish_size(log_weights)
-    # Of the mean weight; rounding may make nothing of it less than nothing.
-    relative_error = (max(0.0, samples / effective - 1) / (samples - 1)) ** 0.5
+    found = propose(flow, samples, seed=seed).weigh(pmf)
+    positions = torch.as_tensor(found.positions)
+    apart = -flow.contacts.repulsion(positions)[0].numpy()
+    log_z = log_mean(found.raw_log_weights)[0]
+    gap = (apart - log_mean(apart)[0]) - (found.raw_log_weights - log_z)
     return Agreement(
         samples=samples,
-        effective=effective,
-        free_energy=float(-flow.kt * log_z),
-        free_energy_error=float(flow.kt * relative_error),
-        flow_to_pmf=float(expectation(apart, gap)[0]),
-        pmf_to_flow=float(-expectation(log_weights, gap)[0]),
+        effective=found.report.effective,
+        free_energy=found.free_energy.value,
+        free_energy_error=found.free_energy.error,
+        flow_to_pmf=expectation(apart, gap)[0],
+        pmf_to_flow=-expectation(found.raw_log_weights, gap)[0],
     )
 
 

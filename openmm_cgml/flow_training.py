@@ -16,7 +16,10 @@ from .training_data import Frames, open_sources
 
 _CHUNK = 4096  # frames whose densities are computed together
 
-__all__ = ["FlowPMF", "Likelihood", "fit_flow"]
+# Validation frames whose likelihood is told, of flows whose densities are dear.
+_DEAR = 500
+
+__all__ = ["FlowMatching", "FlowPMF", "Likelihood", "fit_flow"]
 
 
 class FlowPMF(PMF):
@@ -83,6 +86,31 @@ class Likelihood(Objective):
         return {"name": "likelihood", "smearing": self.smearing}
 
 
+@dataclass(frozen=True)
+class FlowMatching(Objective):
+    """The error of a continuous flow's velocity; see `MatchingFlow.squared_error`.
+
+    Frames count by their weights. Noise and times are drawn anew in every step.
+
+    Reference: Lipman et al. 2023, arXiv:2210.02747.
+    """
+
+    def __call__(self, terms: Terms, batch: Batch, differentiable: bool = True) -> Tensor:
+        """Return the loss, a scalar."""
+        flow = getattr(terms.pmf, "flow", None)
+        if not isinstance(flow, Flow) or flow.objective != "flow_matching":
+            raise InputError("flow matching is of a continuous flow; train it by fit_flow")
+        normals = batch.normals()
+        # The first bead's numbers are free: noise without its mean needs one bead less.
+        time = torch.special.ndtr(normals[:, 0, 0])
+        errors = flow.squared_error(batch.positions, normals, time)
+        return (errors if batch.weights is None else batch.weights * errors).mean()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the name."""
+        return {"name": "flow_matching"}
+
+
 def degrees_of_freedom(flow: Flow) -> int:
     """Return the number of a molecule's internal degrees of freedom."""
     return max(1, 3 * flow.beads - 6)
@@ -100,10 +128,10 @@ def fit_flow(
     ema: float | None = 0.99,
     **settings: Any,
 ) -> FitResult:
-    """Train a flow by maximum likelihood and keep its best epoch.
+    """Train a flow by maximum likelihood, or by flow matching, and keep its best epoch.
 
     Args:
-        flow: the flow, changed in place.
+        flow: the flow, changed in place; `Flow.objective` says which.
         train: training frames, weighted if the run was biased; as of `fit`.
         valid: validation frames.
         smearing: noise on the training frames' bonds, angles and torsions, new in every step, in
@@ -124,27 +152,39 @@ def fit_flow(
         InputError: as `fit`.
     """
     loss: Objective = Likelihood(smearing)
+    if flow.objective == "flow_matching":
+        if smearing or force_weight:
+            raise InputError("flow matching knows neither smearing nor forces; leave them out")
+        loss = FlowMatching()
     if force_weight:
         loss = Mixture([(loss, 1.0), (ForceMatching(weighted=True), force_weight)])
     result = fit(
-        FlowPMF(flow), train, valid, loss=loss, epochs=epochs, learning_rate=learning_rate,
+        FlowPMF(flow.float()), train, valid, loss=loss, epochs=epochs, learning_rate=learning_rate,
         ema=ema, **settings,
     )  # fmt: skip
+    return scores(flow, valid, result)
+
+
+def scores(flow: Flow, valid: Frames, result: FitResult) -> FitResult:
+    """Return the result with the validation frames' mean log-likelihood, nats, and outliers.
+
+    The flow is in double precision afterwards. Of a continuous flow the likelihood is that of
+    500 frames, evenly spaced.
+    """
     flow.double()
-    return replace(result, metrics={**result.metrics, **_scores(flow, valid, result)})
-
-
-def _scores(flow: Flow, valid: Frames, result: FitResult) -> dict[str, float]:
-    """Return the mean log-likelihood of validation frames, nats, and how many are far out."""
+    dear = flow.objective == "flow_matching"
     ranges = CoordinateRanges(**result.metrics["ranges"])
-    total, outside, weight = 0.0, 0.0, 0.0
+    total, counted, outside, weight = 0.0, 0.0, 0.0, 0.0
     for source in open_sources(valid):
+        stride = max(1, len(source) // _DEAR) if dear else 1
         for chunk in source.chunks(_CHUNK):
             weights = torch.ones(len(chunk)) if chunk.weights is None else chunk.weights
             with torch.no_grad():
-                logs = flow.log_prob(chunk.positions)
-            total += float((weights * logs).sum())
+                logs = flow.log_prob(chunk.positions[::stride])
+            total += float((weights[::stride] * logs).sum())
+            counted += float(weights[::stride].sum())
             far = torch.as_tensor(ranges.outside(chunk.positions.numpy()))
             outside += float((weights * far).sum())
             weight += float(weights.sum())
-    return {"log_likelihood": total / weight, "outside_training": outside / weight}
+    found = {"log_likelihood": total / counted, "outside_training": outside / weight}
+    return replace(result, metrics={**result.metrics, **found})

@@ -1,156 +1,16 @@
-"""Statistics of samples: how many independent ones there are, errors, weights at a temperature.
+"""Weighted samples: means, errors, how many samples the weights leave, and whether to trust them.
 
-Arrays in, arrays out; nothing here knows where the samples come from.
+Arrays in, arrays out; nothing here knows where the samples come from. Weights are given as
+logarithms, normalised or not.
 """
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from .errors import CGMLError, InputError
-from .units import GAS_CONSTANT, strip, strip_array
-
-#: Values that one Fourier transform takes at a time: memory stays some tens of MB.
-_CHUNK = 1 << 20
-#: Largest error of a rung's normalisation, sum_n W_nk - 1, at which MBAR counts as solved.
-_TOLERANCE = 1e-6
-# Newton's method; L-BFGS-B where states overlap so little that its steps do not help.
-_PROTOCOL = (
-    {"method": "adaptive", "options": {"min_sc_iter": 0, "maxiter": 100}},
-    {"method": "L-BFGS-B", "options": {"maxiter": 1000}},
-)
-
-
-# ---------------------------------------------------------------- correlated series
-
-
-def statistical_inefficiency(series: np.ndarray) -> float:
-    """Return how many successive frames are worth one independent sample.
-
-        g = 1 + 2 sum_t (1 - t/T) C(t)/C(0)
-
-    with C(t) pooled over the chains, about the mean of all of them, and T frames a chain. So a
-    chain that does not move in T frames is one sample (g = T), and differences between chains
-    that should not differ count as slow correlation, which one chain alone cannot show. `series`
-    that is the same everywhere has g = T too: each chain is then one sample of nothing.
-
-    The sum ends at the first pair of lags C(2k) + C(2k+1) that is not positive (Geyer's initial
-    positive sequence). Windows proportional to the correlation time itself (Sokal's c = 5) end
-    where the fast part of a series has decayed: where 10 % of the variance is slow, they find a
-    sixth of g. Geyer's monotone sequence scatters less, but also underestimates slow tails.
-
-    Args:
-        series: (frames,) or (frames, chains), a quantity along independent chains with the same
-            distribution; for replica exchange one rung of independent ladders, not the rungs of
-            one ladder.
-
-    Returns:
-        Between 1 and frames. Known to about 4 sqrt(g / samples) relative, and useless below some
-        ten effective samples, where slow motion may not have been seen at all.
-
-    Raises:
-        InputError: if `series` has another shape, is empty or is not finite.
-
-    Reference: Geyer 1992, doi:10.1214/ss/1177011137, section 3.3; Wolff 2004,
-    doi:10.1016/S0010-4655(03)00467-3, section 2, for pooling chains.
-    """
-    chains = _as_chains(series)
-    return _inefficiency(_pooled_autocovariance(chains), chains)
-
-
-def effective_sample_size(series: np.ndarray) -> float:
-    """Return how many independent samples chains are worth: frames x chains / g.
-
-    Args:
-        series: (frames,), (frames, chains) or (frames, chains, observables). Of several
-            observables the slowest counts: the sample is no better than its worst coordinate.
-
-    Raises:
-        InputError: as `statistical_inefficiency`.
-    """
-    array = np.asarray(series)
-    observables = np.moveaxis(array, 2, 0) if array.ndim == 3 else [array]
-    if not len(observables):
-        raise InputError(f"series has shape {array.shape}; give at least one observable")
-    return min(_as_chains(one).size / statistical_inefficiency(one) for one in observables)
-
-
-def mean_and_error(series: np.ndarray) -> tuple[float, float]:
-    """Return the mean of a correlated series and its standard error.
-
-        error^2 = C(0) / (n - 1),    n = frames x chains / g
-
-    Args:
-        series: (frames,) or (frames, chains), see `statistical_inefficiency`.
-
-    Returns:
-        Mean and error in the series' unit. The error is nan where the series says nothing about
-        it: all values are the same, or there is one effective sample only.
-
-    Raises:
-        InputError: as `statistical_inefficiency`.
-    """
-    chains = _as_chains(series)
-    covariance = _pooled_autocovariance(chains)
-    effective = chains.size / _inefficiency(covariance, chains)
-    mean = float(chains.mean())
-    if effective <= 1 or _is_constant(covariance, chains):
-        return mean, float("nan")
-    return mean, float(np.sqrt(covariance[0] / (effective - 1)))
-
-
-def _as_chains(series: np.ndarray) -> np.ndarray:
-    """Return a series as finite float64 (frames, chains)."""
-    array = np.asarray(series, dtype=np.float64)
-    if array.ndim not in (1, 2) or array.size == 0:
-        raise InputError(
-            f"series has shape {array.shape}; give (frames,) or (frames, chains), at least one"
-        )
-    bad = int(np.count_nonzero(~np.isfinite(array)))
-    if bad:
-        raise InputError(f"{bad} of {array.size} values are not finite; leave those chains out")
-    return array.reshape(len(array), -1)
-
-
-def _pooled_autocovariance(chains: np.ndarray) -> np.ndarray:
-    """Return sum over chains and frames of d(s) d(s+t) / (frames x chains), (frames,) lags t.
-
-    Dividing by all frames instead of the frames - t terms of the sum brings in (1 - t/T).
-    """
-    frames, count = chains.shape
-    padded = 1 << (2 * frames - 1).bit_length()  # zeros keep the ends apart
-    deviations = chains - chains.mean()
-    power = np.zeros(padded // 2 + 1)
-    step = max(1, _CHUNK // padded)
-    for start in range(0, count, step):
-        spectrum = np.fft.rfft(deviations[:, start : start + step], padded, axis=0)
-        power += (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
-    return np.fft.irfft(power, padded)[:frames] / chains.size
-
-
-def _is_constant(covariance: np.ndarray, chains: np.ndarray) -> bool:
-    """Whether the variance is what rounding alone can make."""
-    rounding = 4 * np.finfo(np.float64).eps * np.abs(chains).max()
-    return bool(covariance[0] <= rounding**2)
-
-
-def _inefficiency(covariance: np.ndarray, chains: np.ndarray) -> float:
-    frames = len(covariance)
-    if _is_constant(covariance, chains):
-        return float(frames)
-    correlation = np.append(covariance, np.zeros(frames % 2)) / covariance[0]
-    pairs = correlation.reshape(-1, 2).sum(axis=1)
-    negative = np.flatnonzero(pairs <= 0)
-    end = negative[0] if len(negative) else len(pairs)
-    return float(np.clip(2 * pairs[:end].sum() - 1, 1.0, frames))
-
-
-# ---------------------------------------------------------------- weighted means
+from .errors import InputError
 
 
 def kish_size(log_weights: np.ndarray) -> float:
@@ -161,7 +21,7 @@ def kish_size(log_weights: np.ndarray) -> float:
 
     Reference: Kish 1965, Survey Sampling, section 11.7.
     """
-    return float(1 / np.square(_normalised(log_weights)).sum())
+    return float(1 / np.square(normalised(log_weights)).sum())
 
 
 def expectation(log_weights: np.ndarray, values: np.ndarray) -> tuple[Any, Any]:
@@ -184,14 +44,14 @@ def expectation(log_weights: np.ndarray, values: np.ndarray) -> tuple[Any, Any]:
 
     Reference: Owen 2013, Monte Carlo theory, methods and examples, chapter 9 (delta method).
     """
-    weights = _normalised(log_weights)
-    array = _as_values(values, len(weights))
+    weights = normalised(log_weights)
+    array = as_values(values, len(weights))
     mean = weights @ array
     deviations = weights[:, None] * (array - mean)
-    return _unpacked(values, mean, np.sqrt(np.square(deviations).sum(axis=0)))
+    return unpacked(values, mean, np.sqrt(np.square(deviations).sum(axis=0)))
 
 
-def _as_values(values: np.ndarray, samples: int) -> np.ndarray:
+def as_values(values: np.ndarray, samples: int) -> np.ndarray:
     """Return values as finite float64 (samples, observables)."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim not in (1, 2) or len(array) != samples:
@@ -205,389 +65,317 @@ def _as_values(values: np.ndarray, samples: int) -> np.ndarray:
     return array.reshape(samples, -1)
 
 
-def _unpacked(values: np.ndarray, mean: np.ndarray, error: np.ndarray) -> tuple[Any, Any]:
+def unpacked(values: np.ndarray, mean: np.ndarray, error: np.ndarray) -> tuple[Any, Any]:
     """Return floats if there was one observable without an axis of its own."""
     return (mean, error) if np.ndim(values) == 2 else (float(mean[0]), float(error[0]))
 
 
-def _normalised(log_weights: np.ndarray) -> np.ndarray:
+def normalised(log_weights: np.ndarray) -> np.ndarray:
+    """Return weights (samples,) that sum to one.
+
+    Raises:
+        InputError: if there are none, one is nan or +inf, or all are zero.
+    """
+    array = _as_log_weights(log_weights)
+    weights = np.exp(array - array.max())
+    return weights / weights.sum()
+
+
+def _as_log_weights(log_weights: np.ndarray) -> np.ndarray:
     array = np.asarray(log_weights, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise InputError(f"log weights have shape {array.shape}; give (samples,), at least one")
     # -inf is a weight of zero.
     if np.isnan(array).any() or not np.isfinite(array.max()):
         raise InputError("log weights hold nan or +inf, or only -inf; leave such samples out")
-    weights = np.exp(array - array.max())
-    return weights / weights.sum()
+    return array
 
 
-# ---------------------------------------------------------------- MBAR over temperatures
+def log_mean(log_weights: np.ndarray) -> tuple[float, float]:
+    """Return ln of the mean weight and its standard error, for independent samples.
 
-
-@dataclass(frozen=True, eq=False)
-class MBARResult:
-    """Samples of one potential at several temperatures, combined and reweighted to one.
-
-    Attributes:
-        temperatures: (rungs,) K.
-        target: K, where `log_weights` hold.
-        energies: (samples,) kJ/mol.
-        counts: (rungs,) samples drawn at each temperature.
-        free_energies: (rungs,) f = -ln Z, reduced, relative to the first rung.
-        errors: (rungs,) standard errors of these differences.
-        log_weights: (samples,) ln w, normalised: the w sum to one.
-    """
-
-    temperatures: np.ndarray
-    target: float
-    energies: np.ndarray
-    counts: np.ndarray
-    free_energies: np.ndarray
-    errors: np.ndarray
-    log_weights: np.ndarray
-
-    @property
-    def weights(self) -> np.ndarray:
-        """(samples,) probabilities at the target."""
-        return np.exp(self.log_weights)
-
-    @property
-    def effective_samples(self) -> float:
-        """How many samples of equal weight are worth as much (Kish)."""
-        return kish_size(self.log_weights)
-
-    def expectation(self, values: np.ndarray) -> tuple[Any, Any]:
-        """Return means at the target temperature and their asymptotic standard errors.
-
-        The errors hold for independent samples; for samples of statistical inefficiency g they
-        are sqrt(g) too small, so take every g-th frame first.
-
-        Args:
-            values: (samples,) or (samples, observables).
-
-        Returns:
-            Mean and error: two floats, or two arrays (observables,).
-
-        Raises:
-            InputError: if the shape does not fit or values are not finite.
-
-        Reference: Shirts and Chodera 2008, doi:10.1063/1.2978177, section IV.
-        """
-        array = _as_values(values, len(self.energies))
-        mean = self.weights @ array
-        deviations = self.weights[:, None] * (array - mean)
-        rungs, _ = _rung_weights(
-            self.energies, _betas(self.temperatures), self.counts, self.free_energies
-        )
-        return _unpacked(values, mean, np.sqrt(_variance(deviations, rungs, self.counts)))
-
-
-def mbar(
-    energies: Any, rungs: np.ndarray, temperatures: Any, target: float | None = None
-) -> MBARResult:
-    """Combine samples of one potential drawn at several temperatures (MBAR).
-
-        ln w_n = -b E_n - ln sum_k N_k exp(f_k - b_k E_n) + const
-
-    with the f_k that make every rung's own weights sum to one. Solved by pymbar, started from
-    thermodynamic integration, df/db = <E>: from pymbar's own start, f = 0, ladders of more than a
-    few hundred degrees of freedom run for minutes or do not converge.
+    Of weights w = exp(-U / kT) / q of samples of a normalised density q it is ln Z, Z the
+    partition function of U on the measure of q.
 
     Args:
-        energies: (samples,) kJ/mol, independent samples of any order.
-        rungs: (samples,) index into `temperatures` of where each was drawn.
-        temperatures: (rungs,) K; rungs without samples are allowed.
-        target: K, temperature of the weights; the first rung's if None. Far outside the ladder
-            `effective_samples` drops to a few.
+        log_weights: (samples,), two or more.
+    """
+    array = _as_log_weights(log_weights)
+    count = len(array)
+    value = float(array.max() + np.log(np.exp(array - array.max()).mean()))
+    # Rounding may make the variance of equal weights less than nothing.
+    excess = max(0.0, count / kish_size(array) - 1)
+    return value, float((excess / max(count - 1, 1)) ** 0.5)
+
+
+def forward_fraction(log_weights: np.ndarray, probabilities: np.ndarray | None = None) -> float:
+    """Return the effective share of samples as frames of the target see it.
+
+        1 / (<w> <1 / w>),    averages over the target
+
+    Samples of a proposal that misses a mode have even weights and a large `kish_size`: only frames
+    from elsewhere show the mode, by their enormous w. For perfect frames of the target both agree.
+
+    Args:
+        log_weights: (frames,), of frames of the target that the proposal has not learned from.
+        probabilities: (frames,) of these frames, up to a factor; uniform if None.
+
+    Returns:
+        Between 0 and 1; the share of infinitely many samples, not of those drawn.
+
+    Reference: Midgley et al. 2023, arXiv:2208.01893, for effective sizes in both directions.
+    """
+    array = _as_log_weights(log_weights)
+    shares = np.ones(len(array)) if probabilities is None else np.asarray(probabilities, float)
+    if shares.shape != array.shape or not shares.sum() > 0 or (shares < 0).any():
+        raise InputError(f"probabilities have shape {shares.shape}; give {array.shape}, not all 0")
+    counted = shares > 0
+    if not np.isfinite(array[counted]).all():
+        return 0.0  # a frame of the target that has no weight
+    logs, shares = array[counted], shares[counted] / shares.sum()
+    up = np.exp(logs - logs.max()) @ shares
+    down = np.exp(logs.min() - logs) @ shares
+    return float(np.exp(logs.min() - logs.max()) / (up * down))
+
+
+def pareto_limit(samples: int) -> float:
+    """Return the k-hat below which so many samples give usable estimates, 0.7 at most.
+
+    Reference: Vehtari et al. 2024, arXiv:1507.02646, section 3.
+    """
+    return min(1 - 1 / np.log10(max(samples, 11)), 0.7)
+
+
+#: Fewer samples have no tail that could be fitted.
+_FEWEST_FOR_A_TAIL = 25
+
+
+def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return Pareto-smoothed log weights, normalised, and the shape k-hat of their tail.
+
+    The largest weights are replaced by the expected order statistics of a generalised Pareto
+    distribution fitted to them (by ArviZ), none larger than the largest. With k-hat above
+    `pareto_limit` means do not converge in practice; above 0.5 the weights' variance is infinite.
+
+    Args:
+        log_weights: (samples,).
+
+    Returns:
+        (samples,) and k-hat: -inf where all weights are the same, nan below 25 samples, inf where
+        no distribution fits; the weights then stay as they are.
+
+    Reference: Vehtari et al. 2024, arXiv:1507.02646.
+    """
+    array = np.log(np.maximum(normalised(log_weights), np.finfo(np.float64).tiny))
+    if np.ptp(array) < 1e-9:
+        return array, float("-inf")
+    if len(array) < _FEWEST_FOR_A_TAIL:
+        return array, float("nan")
+    from arviz_stats.base import array_stats
+
+    # ArviZ takes log likelihoods, whose importance weights are the inverse: minus the log weights.
+    with np.errstate(all="ignore"):
+        smoothed, shape = array_stats.psislw(-array)
+    if not np.isfinite(smoothed).all():  # no distribution fits, as to many equal ones and a few
+        return array, float("inf")
+    smoothed = np.where(np.isneginf(_as_log_weights(log_weights)), -np.inf, np.asarray(smoothed))
+    return np.log(np.maximum(normalised(smoothed), np.finfo(np.float64).tiny)), float(shape)
+
+
+def without_top(log_weights: np.ndarray, share: float = 0.01) -> tuple[np.ndarray, float]:
+    """Return log weights of which the largest are minus infinity, and the weight so removed.
+
+    A biased estimate, for comparison with figures made that way; `pareto_smoothed` is better.
+
+    Args:
+        log_weights: (samples,).
+        share: of the samples, from 0 to below 1.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"share is {share}; give 0 to below 1, e.g. 0.01")
+    weights = normalised(log_weights)
+    top = np.argsort(weights)[len(weights) - int(share * len(weights)) :]
+    array = _as_log_weights(log_weights).copy()
+    array[top] = -np.inf
+    return array, float(weights[top].sum())
+
+
+# ---------------------------------------------------------------- errors and trust
+
+
+def block_bootstrap(
+    sums: np.ndarray,
+    function: Callable[[np.ndarray], Any],
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """Return a function of sums over all samples, and its standard error by resampling blocks.
+
+    Args:
+        sums: (blocks, quantities) additive over samples, such as sum w and sum w A of each
+            contiguous block. Blocks longer than the correlation are independent.
+        function: of such sums (quantities,), e.g. ``lambda s: s[1] / s[0]``.
+        resamples: sets of blocks that are drawn.
+        seed: of these.
 
     Raises:
-        InputError: if shapes do not fit, there are no samples, or energies are not finite.
-        CGMLError: if no solution is found.
+        InputError: if there are fewer than two blocks.
 
-    Reference: Shirts and Chodera 2008, doi:10.1063/1.2978177, section III.
+    Reference: Kunsch 1989, doi:10.1214/aos/1176347265.
     """
-    kelvin = _as_temperatures(temperatures)
-    samples, index = _as_samples(energies, rungs, len(kelvin))
-    kept = float(kelvin[0]) if target is None else strip(target, "kelvin", **_TARGET)
-    betas = _betas(kelvin)
-    counts = np.bincount(index, minlength=len(kelvin))
-    free_energies = _solve(samples, index, betas, counts)
+    parts = np.asarray(sums, dtype=np.float64)
+    if parts.ndim != 2 or len(parts) < 2:
+        raise InputError(f"sums have shape {parts.shape}; give (blocks, quantities), two or more")
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), resamples)
+    drawn = np.array([function(one) for one in counts @ parts])
+    value = np.asarray(function(parts.sum(0)), dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        error = drawn.std(axis=0, ddof=1)
+    return (float(value), float(error)) if value.ndim == 0 else (value, error)
 
-    weights, log_mixture = _rung_weights(samples, betas, counts, free_energies)
-    residual = np.abs(weights.sum(axis=0) - 1).max()
-    if not residual < _TOLERANCE:
-        raise CGMLError(
-            f"MBAR did not converge (the weights of a temperature sum to 1 only within "
-            f"{residual:.1g}); the energies at neighbouring temperatures overlap too little: "
-            "sample temperatures between them"
+
+def block_sums(values: np.ndarray, blocks: int) -> np.ndarray:
+    """Return sums over contiguous blocks of nearly equal length (blocks, quantities).
+
+    Args:
+        values: (samples, quantities).
+        blocks: how many, two or more; there are at most as many as samples.
+    """
+    starts = np.linspace(0, len(values), min(blocks, len(values)) + 1).astype(int)[:-1]
+    return np.add.reduceat(np.asarray(values, dtype=np.float64), starts, axis=0)
+
+
+#: Effective samples below which no mean is called converged.
+_FEWEST_EFFECTIVE = 100
+# Share of all weight that a single sample may have.
+_HEAVIEST = 0.05
+# A proposal whose weights are this much more even than the target's own frames find misses some.
+_FORWARD = 0.5
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """What weights are worth, and whether means with them can be trusted.
+
+    Attributes:
+        samples: how many.
+        effective: samples of equal weight that are worth as much (Kish), before smoothing.
+        pareto_k: shape of the weights' tail; see `pareto_smoothed`.
+        largest: the largest share of the weight that one sample has.
+        forward: `forward_fraction` of held-out frames; None: there were none, so that a mode
+            that the proposal misses would go unnoticed.
+        removed: share of the weight that clipping has removed.
+    """
+
+    samples: int
+    effective: float
+    pareto_k: float
+    largest: float
+    forward: float | None = None
+    removed: float = 0.0
+
+    @property
+    def fraction(self) -> float:
+        """Effective samples a sample."""
+        return self.effective / self.samples
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Return why means cannot be trusted; nothing if they can."""
+        found = []
+        limit = pareto_limit(self.samples)
+        if not self.pareto_k < limit:
+            found.append(
+                f"the weights' tail is too heavy (k-hat {self.pareto_k:.2f} > {limit:.2f})"
+            )
+        if self.effective < _FEWEST_EFFECTIVE:
+            found.append(f"only {self.effective:.0f} samples are effective")
+        if self.largest > _HEAVIEST:
+            found.append(f"one sample has {self.largest:.0%} of the weight")
+        if self.forward is not None and self.forward < _FORWARD * self.fraction:
+            found.append(
+                f"held-out frames find {self.forward:.1%} effective and the samples "
+                f"{self.fraction:.1%}: the proposal misses what the frames have"
+            )
+        return tuple(found)
+
+    @property
+    def converged(self) -> bool:
+        """Whether nothing speaks against means with these weights."""
+        return not self.problems
+
+    def text(self) -> str:
+        """Return the report in a line."""
+        forward = "not checked against frames" if self.forward is None else f"{self.forward:.1%}"
+        state = "" if self.converged else f"; NOT CONVERGED: {'; '.join(self.problems)}"
+        return (
+            f"{self.effective:,.0f} of {self.samples:,} samples effective ({self.fraction:.1%}; "
+            f"forward {forward}), k-hat {self.pareto_k:.2f}{state}"
         )
-    log_weights = -_betas(kept) * samples - log_mixture
-    errors = np.sqrt(_variance(weights - weights[:, :1], weights, counts))
-    return MBARResult(
-        temperatures=kelvin,
-        target=kept,
-        energies=samples,
-        counts=counts,
-        free_energies=free_energies,
-        errors=errors,
-        log_weights=log_weights - _log_sum(log_weights[:, None])[0],
+
+    def record(self) -> dict[str, Any]:
+        """Return the report, JSON-able; null where a number is not finite."""
+        numbers = {k: v if v is None or np.isfinite(v) else None for k, v in asdict(self).items()}
+        return {
+            **numbers,
+            "fraction": self.fraction,
+            "pareto_limit": pareto_limit(self.samples),
+            "converged": self.converged,
+            "problems": list(self.problems),
+        }
+
+
+def weight_report(
+    log_weights: np.ndarray, forward: float | None = None, removed: float = 0.0
+) -> WeightReport:
+    """Return what weights are worth.
+
+    Args:
+        log_weights: (samples,), as they are, not smoothed.
+        forward, removed: as of `WeightReport`.
+    """
+    return WeightReport(
+        samples=len(log_weights),
+        effective=kish_size(log_weights),
+        pareto_k=pareto_smoothed(log_weights)[1],
+        largest=float(normalised(log_weights).max()),
+        forward=forward,
+        removed=removed,
     )
 
 
-_TARGET: dict[str, Any] = {"what": "target temperature", "positive": True}
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its error, and what speaks against it.
 
-
-def _betas(kelvin: Any) -> Any:
-    """Return inverse temperatures, mol/kJ."""
-    return 1 / (GAS_CONSTANT * kelvin)
-
-
-def _as_temperatures(temperatures: Any) -> np.ndarray:
-    kelvin = strip_array(temperatures, "kelvin", what="temperatures").astype(np.float64)
-    if kelvin.ndim != 1 or kelvin.size == 0:
-        raise InputError(f"temperatures have shape {kelvin.shape}; give (rungs,), at least one")
-    if not (np.isfinite(kelvin) & (kelvin > 0)).all():
-        raise InputError(f"temperatures are {kelvin.tolist()}; give positive numbers in kelvin")
-    return kelvin
-
-
-def _as_samples(energies: Any, rungs: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return energies as finite float64 and rungs as indices below `count`."""
-    samples = strip_array(energies, "kilojoule/mole", what="energies").astype(np.float64)
-    index = np.asarray(rungs)
-    if samples.ndim != 1 or samples.size == 0:
-        raise InputError(f"energies have shape {samples.shape}; give (samples,), at least one")
-    if index.shape != samples.shape or index.dtype.kind not in "iu":
-        raise InputError(
-            f"rungs are {index.dtype} of shape {index.shape}; give {samples.shape} integers, "
-            "the index of the temperature of each sample"
-        )
-    outside = (index < 0) | (index >= count)
-    if outside.any():
-        raise InputError(
-            f"{outside.sum()} samples are of rungs such as {index[outside][0]}; there are "
-            f"{count} temperatures, so give 0 to {count - 1}"
-        )
-    bad = int(np.count_nonzero(~np.isfinite(samples)))
-    if bad:
-        raise InputError(
-            f"{bad} of {samples.size} energies are not finite; leave those samples out: "
-            "keep = np.isfinite(energies)"
-        )
-    return samples, index
-
-
-def _solve(
-    samples: np.ndarray, index: np.ndarray, betas: np.ndarray, counts: np.ndarray
-) -> np.ndarray:
-    """Return the free energies (rungs,) by pymbar, f[0] = 0."""
-    order = np.argsort(index, kind="stable")  # pymbar wants the samples rung by rung
-    with _quiet_pymbar():
-        import pymbar
-
-        solved = pymbar.MBAR(
-            betas[:, None] * samples[order],
-            counts,
-            initial_f_k=_integrated(samples, index, betas, counts),
-            maximum_iterations=0,  # otherwise pymbar raises the limits above to its own
-            solver_protocol=_PROTOCOL,
-        )
-    return np.asarray(solved.f_k, dtype=np.float64)
-
-
-def _integrated(
-    samples: np.ndarray, index: np.ndarray, betas: np.ndarray, counts: np.ndarray
-) -> np.ndarray:
-    """Return free energies (rungs,) from the mean energies by the trapezoid rule, f[0] = 0."""
-    known = np.flatnonzero(counts)
-    known = known[np.argsort(betas[known])]
-    means = np.bincount(index, samples, minlength=len(counts))[known] / counts[known]
-    steps = np.diff(betas[known]) * (means[1:] + means[:-1]) / 2
-    # Rungs without samples take no part in the solution; any start will do.
-    free_energies = np.interp(betas, betas[known], np.concatenate([[0.0], np.cumsum(steps)]))
-    return free_energies - free_energies[0]
-
-
-@contextmanager
-def _quiet_pymbar() -> Iterator[None]:
-    """Keep pymbar's advice on import and its progress to itself, and leave no trace of it.
-
-    It logs warnings (no JAX; its time series need thought) and reseeds numpy's global generator.
-    Whether it converged is checked on the result.
+    Attributes:
+        value: in `unit`.
+        error: one standard error.
+        unit: e.g. kJ/mol.
+        problems: of `WeightReport`; as a text the number then says that it is not converged.
     """
-    logger = logging.getLogger("pymbar")
-    level = logger.level
-    state = np.random.get_state()  # noqa: NPY002
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        np.random.set_state(state)  # noqa: NPY002
 
+    value: float
+    error: float
+    unit: str = ""
+    problems: tuple[str, ...] = ()
 
-def _log_sum(terms: np.ndarray) -> np.ndarray:
-    """Return ln sum exp over the first axis."""
-    largest = terms.max(axis=0)
-    return largest + np.log(np.exp(terms - largest).sum(axis=0))
+    @property
+    def converged(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.problems and bool(np.isfinite(self.value) and np.isfinite(self.error))
 
+    def __str__(self) -> str:
+        number = f"{self.value:.4g} ± {self.error:.2g}{' ' * bool(self.unit)}{self.unit}"
+        if self.converged:
+            return number
+        reasons = self.problems or ("it is not finite",)
+        return f"not converged ({'; '.join(reasons)}): {number}"
 
-def _rung_weights(
-    samples: np.ndarray, betas: np.ndarray, counts: np.ndarray, free_energies: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples' weights at every rung, and the log density that they were drawn from.
-
-    Returns:
-        W (samples, rungs), each column summing to one, and ln sum_k N_k exp(f_k - b_k E_n)
-        (samples,).
-    """
-    exponents = free_energies[:, None] - betas[:, None] * samples
-    sampled = counts > 0
-    log_mixture = _log_sum(exponents[sampled] + np.log(counts[sampled])[:, None])
-    return np.exp(exponents - log_mixture).T, log_mixture
-
-
-def _variance(deviations: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the asymptotic variances d' (I - W N W')^+ d of estimates, with W N W' = M M'.
-
-    Since (I - M M')^+ = I + M (I - M' M)^+ M' for d that sums to zero, only a matrix of rungs is
-    inverted. The first term is the variance for known weights, the second what their own
-    estimation adds.
-
-    Args:
-        deviations: d (samples, estimates), each column summing to zero.
-        weights: W (samples, rungs).
-        counts: N (rungs,).
-
-    Reference: Shirts and Chodera 2008, doi:10.1063/1.2978177, appendix D.
-    """
-    scaled = weights * np.sqrt(counts)
-    # The null vector of I - M'M, to which M'd is orthogonal; adding it makes the matrix regular.
-    null = np.sqrt(counts / counts.sum())
-    matrix = np.eye(len(counts)) - scaled.T @ scaled + np.outer(null, null)
-    values, vectors = np.linalg.eigh(matrix)
-    # Rungs without overlap: an eigenvalue is rounding about zero, the error is just large.
-    values = np.maximum(values, np.finfo(np.float64).eps)
-    projected = vectors.T @ (scaled.T @ deviations)
-    known = np.square(deviations).sum(axis=0)
-    return known + (np.square(projected) / values[:, None]).sum(axis=0)
-
-
-# ---------------------------------------------------------------- MBAR over biased states
-
-
-#: Entries of a matrix (samples, states) that MBAR is solved with; weights are of all samples.
-_MOST_ENTRIES = 20_000_000
-# Overlap of states below which their free energies are not related, and that they should have.
-_LEAST_OVERLAP, _GOOD_OVERLAP = 1e-3, 0.03
-
-
-def mbar_states(
-    reduced: Callable[[Any], np.ndarray], states: np.ndarray, count: int
-) -> np.ndarray:
-    """Return log weights of samples of several biased states in the unbiased one (MBAR).
-
-        ln w_n = -ln sum_k N_k exp(f_k - u_k(n)) + const
-
-    with the f_k that make every state's own weights sum to one. Where samples times states are
-    more than 20 million, the f_k come from evenly spaced samples of each state; all samples get
-    weights.
-
-    Args:
-        reduced: indices of samples -> their reduced bias energies in every state,
-            (samples, count).
-        states: (samples,) index of the state that each was drawn from.
-        count: number of states; states without samples are allowed.
-
-    Returns:
-        (samples,) ln w, normalised: the w sum to one.
-
-    Raises:
-        InputError: if there are no samples or an index is not a state's.
-        CGMLError: if no solution is found: states overlap too little.
-
-    Reference: Shirts and Chodera 2008, doi:10.1063/1.2978177, section III.
-    """
-    index = np.asarray(states)
-    if index.ndim != 1 or not index.size or index.min() < 0 or index.max() >= count:
-        raise InputError(
-            f"states have shape {index.shape}; give (samples,) numbers from 0 to {count - 1}"
-        )
-    order = np.argsort(index, kind="stable")  # pymbar wants the samples state by state
-    used = order[:: max(1, -(-index.size * count // _MOST_ENTRIES))]
-    counts = np.bincount(index[used], minlength=count)
-    energies = np.asarray(reduced(used), dtype=np.float64).T
-    start = -_log_sum(-energies.T)
-    with _quiet_pymbar():
-        import pymbar
-
-        solved = pymbar.MBAR(
-            energies,
-            counts,
-            initial_f_k=start - start[0],
-            maximum_iterations=0,
-            solver_protocol=_PROTOCOL,
-        )
-    free = np.asarray(solved.f_k, dtype=np.float64)
-    sampled = counts > 0
-    bonus = (free + np.log(np.maximum(counts, 1)))[sampled]
-    log_mixture = _log_sum(bonus[:, None] - energies[sampled])
-    weights = np.exp(free[:, None] - energies - log_mixture)
-    residual = float(np.abs(weights.sum(axis=1)[sampled] - 1).max())
-    if not residual < _TOLERANCE:
-        raise CGMLError(
-            f"MBAR did not converge (the weights of a state sum to 1 only within {residual:.1g}); "
-            "neighbouring windows overlap too little: add windows between them or soften springs"
-        )
-    _require_overlap(weights[sampled], counts[sampled], np.flatnonzero(sampled))
-    log_weights = np.empty(index.size)
-    step = max(1, _CHUNK * 8 // count)
-    for first in range(0, index.size, step):
-        part = np.arange(first, min(first + step, index.size))
-        log_weights[part] = -_log_sum(bonus[:, None] - np.asarray(reduced(part)).T[sampled])
-    return log_weights - _log_sum(log_weights[:, None])[0]
-
-
-def _require_overlap(weights: np.ndarray, counts: np.ndarray, states: np.ndarray) -> None:
-    """Refuse states that fall into parts without overlap: nothing relates their free energies.
-
-    MBAR's equations then have solutions all the same, of which the solver returns any one. The
-    overlap O_ij = N_j sum_n W_ni W_nj is the probability to find a sample of i where j would.
-
-    Args:
-        weights: W' (states, samples), rows summing to one.
-        counts: N (states,).
-        states: (states,) their numbers, for messages.
-
-    Reference: Klimovich, Shirts and Mobley 2015, doi:10.1007/s10822-015-9840-9, for the overlap
-    matrix and 0.03 as the least between neighbours.
-    """
-    overlap = (weights @ weights.T) * counts
-    shared = np.maximum(overlap, overlap.T)
-
-    def reached(least: float) -> np.ndarray:
-        linked = shared > least
-        seen = np.zeros(len(states), dtype=bool)
-        seen[0] = True
-        while True:
-            more = seen | linked[seen].any(axis=0)
-            if (more == seen).all():
-                return seen
-            seen = more
-
-    for least, fatal in ((_LEAST_OVERLAP, True), (_GOOD_OVERLAP, False)):
-        seen = reached(least)
-        if seen.all():
-            continue
-        between = np.where(seen[:, None] & ~seen, shared, -1.0)
-        i, j = np.unravel_index(int(between.argmax()), between.shape)
-        text = (
-            f"states {states[i]} and {states[j]} overlap by {shared[i, j]:.2g} and nothing else "
-            "joins their sides; add windows between them, soften springs, or run longer"
-        )
-        if fatal:
-            raise CGMLError(f"MBAR cannot relate all states: {text}")
-        warnings.warn(f"free energies between states are uncertain: {text}", stacklevel=4)
-        return
+    def record(self) -> dict[str, Any]:
+        """Return the number, JSON-able; null where it is not finite."""
+        finite = {k: float(v) if np.isfinite(v) else None for k, v in
+                  (("value", self.value), ("error", self.error))}  # fmt: skip
+        return {**finite, "unit": self.unit, "converged": self.converged}

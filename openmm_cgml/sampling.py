@@ -7,7 +7,7 @@ import torch
 import numpy as np
 
 from . import geometry
-from .reweight import effective_sample_size
+from .correlation import effective_sample_size
 from .run_file import Run
 from .topology import CGTopology, bonded_torsions
 

@@ -22,6 +22,8 @@ from .pmf.core import PMF
 from .topology import CGTopology
 from .torchforce import load_torch_plugins
 
+_CHUNK = 4096  # frames whose energies are computed together
+
 
 @dataclass(frozen=True)
 class Model:
@@ -127,17 +129,44 @@ class Model:
         Raises:
             InputError: if the shape does not fit.
         """
-        xyz = np.asarray(positions)
-        if xyz.ndim != 3 or xyz.shape[1:] != (len(self.topology), 3):
-            raise InputError(
-                f"positions have shape {xyz.shape}; give (copies, {len(self.topology)}, 3)"
-            )
+        xyz = self._require_shape(positions)
         module = self.file.module(copies=len(xyz))
         flat = torch.tensor(xyz.reshape(-1, 3), dtype=torch.float64, requires_grad=True)
         box = None if box_vectors is None else torch.as_tensor(np.asarray(box_vectors))
         energies = module.copy_energies(flat, box)
         (gradient,) = torch.autograd.grad(energies.sum(), flat)
         return energies.detach().numpy(), -gradient.numpy().reshape(xyz.shape)
+
+    def energies(self, positions: Any, box_vectors: Any = None) -> np.ndarray:
+        """Evaluate the model in torch, without OpenMM and without forces.
+
+        Args:
+            positions: (frames, beads, 3), nm; any number.
+            box_vectors: (3, 3), nm, or None.
+
+        Returns:
+            (frames,), kJ/mol, double precision.
+
+        Raises:
+            InputError: if the shape does not fit.
+        """
+        xyz = torch.as_tensor(self._require_shape(positions), dtype=torch.float64)
+        module = self.file.module()
+        box = None if box_vectors is None else torch.as_tensor(np.asarray(box_vectors))
+        found = []
+        with torch.no_grad():
+            for chunk in xyz.split(_CHUNK):
+                module.copies = len(chunk)
+                found.append(module.copy_energies(chunk.reshape(-1, 3), box).double())
+        return torch.cat(found).numpy()
+
+    def _require_shape(self, positions: Any) -> np.ndarray:
+        xyz = np.asarray(positions)
+        if xyz.ndim != 3 or xyz.shape[1:] != (len(self.topology), 3):
+            raise InputError(
+                f"positions have shape {xyz.shape}; give (copies, {len(self.topology)}, 3)"
+            )
+        return xyz
 
     def rebuild(self) -> PMF:
         """Return the PMF as an ordinary torch module, e.g. to train it further."""

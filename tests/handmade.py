@@ -1,4 +1,4 @@
-"""A PMF with an exact ensemble, and run files whose frames a test chooses."""
+"""A PMF with an exact ensemble, run files whose frames a test chooses, scores of z-scores."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ import numpy as np
 
 import openmm_cgml as cgml
 from openmm_cgml import geometry
+from openmm_cgml.flow.matching import MatchingFlow
 from openmm_cgml.run_file import Checkpoint, RunWriter
+from openmm_cgml.units import thermal_energy
 
 
 class Springs(cgml.PMF):
@@ -72,3 +74,30 @@ def add_frame(writer: RunWriter, time: float, positions: np.ndarray) -> None:
         positions=positions, time=time, energy=none, kinetic_energy=none, rung=none,
         sick=none, extrapolating=none,
     )  # fmt: skip
+
+
+def chi_square_z(z: np.ndarray) -> float:
+    """By how many of its own standard errors sum z^2 differs from that of true z-scores."""
+    z = np.ravel(z)
+    return float((np.square(z).sum() - z.size) / np.sqrt(2 * z.size))
+
+
+class GaussianFlow(MatchingFlow):
+    """A continuous flow that stands still: its density is its Gaussian."""
+
+    def _carried(self, positions, start, end):
+        return positions, torch.zeros_like(positions[:, 0, 0])
+
+
+def gaussian_flow(topology: cgml.CGTopology, width: float = 1.0) -> GaussianFlow:
+    """The ensemble of `Springs` at 300 K, exactly, or one so many times as wide."""
+    steps = np.diff(np.eye(len(topology)), axis=0)
+    covariance = width**2 * thermal_energy(300) / 800 * np.linalg.pinv(steps.T @ steps)
+    contacts = {"pairs": [], "closest": []}
+    return GaussianFlow(topology, 300.0, contacts, covariance.tolist(), width=8, layers=1).double()
+
+
+def springs_log_z(flow) -> float:
+    """ln Z of `Springs` on mean-free positions, from its exact `gaussian_flow`."""
+    variances = flow.spread.numpy() ** 2
+    return float(1.5 * np.log(2 * np.pi * variances).sum())

@@ -9,9 +9,9 @@ from openmm import app
 
 import openmm_cgml as cgml
 from openmm_cgml.analysis import dihedral_angles
+from openmm_cgml.correlation import mean_and_error
 from openmm_cgml.engine import Engine, lfmiddle_integrator
 from openmm_cgml.extrapolation import CoordinateRanges
-from openmm_cgml.reweight import mean_and_error
 from openmm_cgml.units import GAS_CONSTANT, thermal_energy
 
 pytestmark = pytest.mark.backend

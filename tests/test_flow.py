@@ -32,8 +32,10 @@ def topology(beads: int, bonds=None) -> cgml.CGTopology:
     )  # fmt: skip
 
 
-def frames(beads: int, count: int = 400, seed: int = 0, bonds=None) -> cgml.CGDataset:
-    """Steps of about 0.4 nm, tetrahedral angles more or less, any torsion."""
+def frames(
+    beads: int, count: int = 400, seed: int = 0, bonds=None, stiff: float = 2.0
+) -> cgml.CGDataset:
+    """Steps of about 0.4 nm, tetrahedral angles more or less, torsions about one radian."""
     top = topology(beads, bonds)
     from openmm_cgml.flow.internal import ZMatrix
 
@@ -43,7 +45,7 @@ def frames(beads: int, count: int = 400, seed: int = 0, bonds=None) -> cgml.CGDa
     positions = coordinates.inverse(
         torch.tensor(0.4 * np.exp(0.05 * rng.normal(size=shape[0]))),
         torch.tensor(2.0 + 0.15 * rng.normal(size=shape[1])).clamp(0.3, 3.0),
-        torch.tensor(rng.vonmises(1.0, 2.0, size=shape[2])),
+        torch.tensor(rng.vonmises(1.0, stiff, size=shape[2])),
     )
     return cgml.CGDataset(positions.numpy(), top, 300.0)
 

@@ -24,22 +24,22 @@ LEVELS = [
     "topology periodic dcd whole_files formats trajectory",
     "mapping/",
     (
-        "reweight exchange dataset_file dataset merging collection force_noise dataset_info "
-        "convert mapped reference/"
+        "correlation reweight mbar exchange dataset_file dataset merging collection force_noise "
+        "dataset_info convert mapped reference/"
     ),
     "pmf/ flow/",
     (
         "training_compile losses relative_entropy extrapolation training_data training_settings "
         "training_weights training_step training_state train ensemble training_plan flow_training "
-        "distillation"
+        "boltzmann fine_tuning distillation"
     ),
     "model_file flow_file",
     "native/ native_prior torchforce force system plugin",
-    "parallel replicate replicas engine run_file sampling reporters simulate remd",
+    "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
     "observables analysis landscape benchmark export backmap entropy plot map_picture report",
     (
         "doctor quickstart command_options command_map command_data command_reference "
-        "command_prior command_train command_flow cli __main__"
+        "command_prior command_train command_flow command_reweight cli __main__"
     ),
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.
@@ -53,7 +53,7 @@ FAMILIES = {
         "core tracing prior_terms prior_indices prior_rows radial message short_range prior_table "
         "prior_fit prior_contacts prior layers cgnet schnet painn foreign external ensemble"
     ),
-    "flow": "internal transforms samples core coupling matching fiber",
+    "flow": "internal transforms samples core coupling velocity matching fiber",
     "native": "cache library package force ahead",
 }
 # The package's __init__ is below everything: it may name any module, and none may import it.

@@ -18,6 +18,7 @@ import openmm_cgml as cgml
 from openmm_cgml import InputError, cli
 from openmm_cgml.analysis import dihedral_angles
 from openmm_cgml.command_reference import _METHODS, parse_centres
+from openmm_cgml.correlation import mean_and_error
 from openmm_cgml.files import segments_folder
 from openmm_cgml.mapping.core import slice_mapping
 from openmm_cgml.mapping.force_map import basic_force_map
@@ -28,7 +29,6 @@ from openmm_cgml.reference.reporter import DatasetReporter
 from openmm_cgml.reference.run import run_reference
 from openmm_cgml.reference.setup import ReferenceSystem, build_system, solute_atoms
 from openmm_cgml.reference.variables import parse_variable
-from openmm_cgml.reweight import mean_and_error
 from openmm_cgml.units import GAS_CONSTANT, thermal_energy
 
 ROOT = Path(__file__).resolve().parent.parent

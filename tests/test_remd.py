@@ -12,7 +12,8 @@ import pytest
 from scipy.special import betainc
 
 import openmm_cgml as cgml
-from openmm_cgml.reweight import mbar, mean_and_error
+from openmm_cgml.correlation import mean_and_error
+from openmm_cgml.mbar import mbar
 from openmm_cgml.units import GAS_CONSTANT
 
 SPRING = 800.0  # kJ/mol/nm^2

@@ -1,161 +1,29 @@
-"""Correlation times, errors and MBAR weights, on systems whose answers are known exactly."""
-
-import logging
-import subprocess
-import sys
-from pathlib import Path
+"""Weights and what they are worth, on distributions whose answers are known exactly."""
 
 import numpy as np
 import pytest
+from handmade import chi_square_z
 
 import openmm_cgml as cgml
-from openmm_cgml import reweight
 from openmm_cgml.reweight import (
-    effective_sample_size,
+    Estimate,
+    WeightReport,
+    block_bootstrap,
+    block_sums,
     expectation,
+    forward_fraction,
     kish_size,
-    mbar,
-    mean_and_error,
-    statistical_inefficiency,
+    log_mean,
+    pareto_limit,
+    pareto_smoothed,
+    weight_report,
+    without_top,
 )
-from openmm_cgml.units import GAS_CONSTANT
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
-def autoregressive(correlation: float, frames: int, chains: int, rng) -> np.ndarray:
-    """(frames, chains) stationary, mean 0, variance 1, C(t) = correlation^t."""
-    noise = rng.standard_normal((frames, chains))
-    noise[1:] *= np.sqrt(1 - correlation**2)
-    for t in range(1, frames):
-        noise[t] += correlation * noise[t - 1]
-    return noise
-
-
-def exact_inefficiency(correlation: float, frames: int) -> float:
-    t = np.arange(1, frames)
-    return 1 + 2 * ((1 - t / frames) * correlation**t).sum()
-
-
-def chi_square_z(z: np.ndarray) -> float:
-    """By how many of its own standard errors sum z^2 differs from that of true z-scores."""
-    z = np.ravel(z)
-    return float((np.square(z).sum() - z.size) / np.sqrt(2 * z.size))
-
-
-# ---------------------------------------------------------------- correlated series
-
-
-@pytest.mark.parametrize(
-    ("correlation", "frames", "chains"),
-    [
-        (0.5, 4000, 1),
-        (0.9, 20000, 1),
-        (0.9, 400, 50),
-        (0.9, 30, 1000),  # chains of 1.6 correlation times
-        (0.999, 31, 1000),  # chains that hardly move
-        (0.0, 50, 100),
-    ],
-)
-def test_inefficiency_of_autoregressive_chains(correlation, frames, chains) -> None:
-    rng = np.random.default_rng(3)
-    found = [
-        statistical_inefficiency(autoregressive(correlation, frames, chains, rng))
-        for _ in range(12)
-    ]
-    exact = exact_inefficiency(correlation, frames)
-    error = np.std(found, ddof=1) / np.sqrt(len(found))
-    # Geyer's window ends a bit late by construction: 3 % of bias are allowed for.
-    assert abs(np.mean(found) - exact) < 4 * error + 0.03 * exact
-    assert all(1 <= one <= frames for one in found)
-
-
-def test_a_slow_tenth_of_the_variance_is_seen() -> None:
-    rng = np.random.default_rng(5)
-    weights, correlations = np.sqrt([0.9, 0.1]), (0.3, 0.99)
-    exact = sum(
-        w**2 * exact_inefficiency(c, 2000) for w, c in zip(weights, correlations, strict=True)
-    )
-    found = [
-        statistical_inefficiency(
-            sum(
-                w * autoregressive(c, 2000, 50, rng)
-                for w, c in zip(weights, correlations, strict=True)
-            )
-        )
-        for _ in range(4)
-    ]
-    assert np.mean(found) == pytest.approx(exact, rel=0.15)  # a window of 5 tau gives 3.5, not 21
-
-
-def test_anticorrelated_frames_count_as_independent() -> None:
-    series = autoregressive(-0.5, 2000, 2, np.random.default_rng(0))
-    assert statistical_inefficiency(series) == 1.0
-
-
-def test_chains_that_differ_but_do_not_move_are_one_sample_each() -> None:
-    series = np.tile(np.random.default_rng(0).standard_normal(64), (100, 1))
-    assert statistical_inefficiency(series) == pytest.approx(100)
-    assert effective_sample_size(series) == pytest.approx(64)
-    mean, error = mean_and_error(series)
-    assert error == pytest.approx(series[0].std(ddof=1) / 8)
-    assert mean == pytest.approx(series[0].mean())
-
-
-@pytest.mark.parametrize("value", [0.0, 0.1, 1e8 / 3])
-def test_a_constant_series_says_nothing(value) -> None:
-    assert statistical_inefficiency(np.full((50, 3), value)) == 50
-    mean, error = mean_and_error(np.full(50, value))
-    assert mean == pytest.approx(value) and np.isnan(error)
-
-
-def test_the_slowest_observable_counts() -> None:
-    rng = np.random.default_rng(1)
-    slow, fast = (autoregressive(c, 500, 20, rng) for c in (0.95, 0.0))
-    both = effective_sample_size(np.stack([fast, slow], axis=2))
-    assert both == effective_sample_size(slow) < effective_sample_size(fast)
-    assert effective_sample_size(slow[:, 0]) == pytest.approx(
-        500 / statistical_inefficiency(slow[:, :1])
-    )
-
-
-def test_chunks_of_chains_change_nothing(monkeypatch) -> None:
-    series = autoregressive(0.8, 100, 30, np.random.default_rng(2))
-    whole = statistical_inefficiency(series)
-    monkeypatch.setattr(reweight, "_CHUNK", 1000)
-    assert statistical_inefficiency(series) == pytest.approx(whole, rel=1e-12)
-
-
-@pytest.mark.parametrize(("frames", "chains"), [(2000, 1), (40, 50)])
-def test_errors_of_means_are_as_large_as_the_errors(frames, chains) -> None:
-    rng = np.random.default_rng(7)
-    z = []
-    for _ in range(100):
-        mean, error = mean_and_error(autoregressive(0.9, frames, chains, rng))
-        z.append(mean / error)
-    # 1 if the errors were exact; their own scatter (about 20 % of 100 effective samples) adds.
-    assert 0.8 < np.std(z) < 1.3
-
-
-@pytest.mark.parametrize(
-    ("series", "message"),
-    [
-        (np.zeros((0, 3)), r"shape \(0, 3\); give \(frames,\)"),
-        (np.zeros((2, 2, 2)), r"shape \(2, 2, 2\)"),
-        (np.array([1.0, np.nan, np.inf]), "2 of 3 values are not finite; leave"),
-    ],
-)
-def test_bad_series_are_refused(series, message) -> None:
-    with pytest.raises(cgml.InputError, match=message):
-        statistical_inefficiency(series)
-
-
-def test_observables_are_required() -> None:
-    with pytest.raises(cgml.InputError, match="at least one observable"):
-        effective_sample_size(np.zeros((4, 4, 0)))
-
-
-# ---------------------------------------------------------------- weights
+def gaussian_log_weights(x: np.ndarray, width: float, mean: float = 0.0) -> np.ndarray:
+    """ln of N(mean, width) over a standard normal, at x."""
+    return 0.5 * (x**2 - ((x - mean) / width) ** 2) - np.log(width)
 
 
 def test_kish_size() -> None:
@@ -197,219 +65,144 @@ def test_bad_weights_are_refused(log_weights, values, message) -> None:
         expectation(log_weights, values)
 
 
-# ---------------------------------------------------------------- MBAR
+# ---------------------------------------------------------------- Gaussians
 
 
-def oscillators(dimensions: int, kelvin, counts, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Exact energies of harmonic oscillators at each temperature, and their rungs."""
-    rungs = np.repeat(np.arange(len(kelvin)), counts)
-    kt = GAS_CONSTANT * np.asarray(kelvin, dtype=float)[rungs]
-    return kt * rng.gamma(dimensions / 2, size=len(rungs)), rungs
+def test_log_mean_is_the_partition_function() -> None:
+    scores = []
+    for seed in range(40):
+        x = np.random.default_rng(seed).normal(size=2000)
+        value, error = log_mean(gaussian_log_weights(x, 0.8, 0.2) + 700.0)
+        scores.append((value - 700.0) / error)
+    assert abs(np.mean(scores)) < 4 / 40**0.5 and 0.7 < np.std(scores) < 1.3
 
 
-@pytest.mark.parametrize("counts", [[300, 300, 300, 300], [0, 500, 0, 200]])
-def test_harmonic_oscillators_between_rungs(counts) -> None:
-    """100 data sets: f, <E> and <E^2> have the exact values and the stated errors."""
-    rng = np.random.default_rng(12)
-    dimensions, kelvin, target = 30, np.array([300.0, 340.0, 390.0, 450.0]), 360.0
-    exact = -dimensions / 2 * np.log(kelvin / kelvin[0])
-    mean = dimensions / 2 * GAS_CONSTANT * target
-    exact_values = [mean, mean**2 * (1 + 2 / dimensions)]
-    f, values, naive = [], [], []
-    for _ in range(100):
-        energies, rungs = oscillators(dimensions, kelvin, counts, rng)
-        result = mbar(energies, rungs, kelvin, target)
-        f.append(((result.free_energies - exact)[1:] / result.errors[1:])[[0, -1]])
-        observables = np.stack([energies, energies**2], axis=1)
-        found, errors = result.expectation(observables)
-        values.append((found - exact_values) / errors)
-        assert (expectation(result.log_weights, observables)[1] <= errors).all()
-        naive.append(expectation(result.log_weights, observables)[1] / errors)
-        assert result.free_energies[0] == result.errors[0] == 0
-    # The two of each data set are correlated, which only widens chi^2: test them one by one.
-    for column in (*np.transpose(f), *np.transpose(values)):
-        assert abs(chi_square_z(column)) < 4
-        assert abs(np.mean(column)) * 10 < 4
-    # Taking the weights as known would leave out a part of the error that is not small.
-    assert np.mean(naive) < 0.99
-
-
-def test_double_well_between_rungs() -> None:
-    """Populations and moments in one dimension against quadrature."""
-    rng = np.random.default_rng(8)
-    grid = np.linspace(-2.5, 2.5, 20001)
-
-    def energy(x):
-        return 12 * (x**2 - 1) ** 2 + 1.5 * x
-
-    def density(kelvin):
-        p = np.exp(-energy(grid) / (GAS_CONSTANT * kelvin))
-        return p / p.sum()
-
-    kelvin, target = [300.0, 450.0, 700.0], 360.0
-    positions = np.concatenate(
-        [np.interp(rng.random(3000), np.cumsum(density(one)), grid) for one in kelvin]
+def test_effective_sizes_are_the_exact_ones() -> None:
+    """<w>^2 / <w^2> of N(m, 1) over N(0, 1) is exp(-m^2), from either side."""
+    x = np.random.default_rng(1).normal(size=200_000)
+    assert kish_size(gaussian_log_weights(x, 1.0, 0.5)) / len(x) == pytest.approx(
+        np.exp(-0.25), rel=0.01
     )
-    result = mbar(energy(positions), np.repeat([0, 1, 2], 3000), kelvin, target)
-    observables = np.stack([positions > 0, positions, positions**2], axis=1)
-    exact = density(target) @ np.stack([grid > 0, grid, grid**2], axis=1)
-    found, errors = result.expectation(observables)
-    assert (np.abs(found - exact) < 4 * errors).all()
-    assert errors[0] < 0.01
-    # and the free energies
-    z = [np.exp(-energy(grid) / (GAS_CONSTANT * one)).sum() for one in kelvin]
-    assert (np.abs(result.free_energies + np.log(z / z[0]))[1:] < 4 * result.errors[1:]).all()
+    found = forward_fraction(gaussian_log_weights(x + 0.5, 1.0, 0.5) + 3.0)
+    assert found == pytest.approx(np.exp(-0.25), rel=0.01)
 
 
-@pytest.fixture(scope="module")
-def sampled() -> tuple[np.ndarray, np.ndarray, list[float]]:
-    kelvin = [300.0, 350.0, 420.0]
-    energies, rungs = oscillators(20, kelvin, [200, 150, 0], np.random.default_rng(2))
-    return energies, rungs, kelvin
+def test_forward_fraction_finds_a_mode_that_the_proposal_misses() -> None:
+    """Half of the target is where the proposal has next to nothing: its own weights are even."""
+    rng = np.random.default_rng(2)
+    proposal = rng.normal(size=5000)
+
+    def log_weights(x: np.ndarray) -> np.ndarray:
+        return np.logaddexp(-0.5 * x**2, -0.5 * (x - 12) ** 2) + 0.5 * x**2
+
+    frames = np.concatenate([rng.normal(size=500), 12 + rng.normal(size=500)])
+    report = weight_report(log_weights(proposal), forward_fraction(log_weights(frames)))
+    assert report.fraction > 0.99 and report.forward < 1e-6
+    assert not report.converged and "misses" in report.text()
+    assert weight_report(log_weights(proposal)).converged  # it cannot know
+    weighted = forward_fraction(log_weights(frames), np.where(frames < 6, 1.0, 0.0))
+    assert weighted > 0.99
+    assert forward_fraction(np.array([0.0, -np.inf])) == 0.0
 
 
-def test_weights_sum_to_one_and_their_size_is_kishs(sampled) -> None:
-    result = mbar(*sampled, target=330)
-    assert result.weights.sum() == pytest.approx(1, abs=1e-12)
-    assert result.effective_samples == pytest.approx(1 / np.square(result.weights).sum())
-    assert 100 < result.effective_samples < 350
-    assert mbar(*sampled, target=60).effective_samples < 20
+def test_pareto_smoothing_keeps_the_order_and_the_sign() -> None:
+    """ArviZ takes minus the log weights in one version and the log weights in another."""
+    x = np.random.default_rng(3).normal(size=4000)
+    logs = gaussian_log_weights(x, 1.3)
+    smoothed, shape = pareto_smoothed(logs)
+    # The same order: the largest stay the largest.
+    order = np.argsort(logs)
+    assert (np.diff(smoothed[order]) > -1e-9).all()
+    assert np.exp(smoothed).sum() == pytest.approx(1.0)
+    # w of N(0, s) over N(0, 1) has a tail of shape 1 - 1 / s^2.
+    assert shape == pytest.approx(1 - 1 / 1.3**2, abs=0.12)
+    # Most weights, of the body, stay as they are.
+    body = order[: len(order) // 2]
+    shift = smoothed[body] - logs[body]
+    assert np.ptp(shift) < 1e-9
 
 
-def test_the_order_of_the_samples_does_not_matter(sampled) -> None:
-    energies, rungs, kelvin = sampled
-    order = np.random.default_rng(0).permutation(len(energies))
-    one, other = mbar(energies, rungs, kelvin), mbar(energies[order], rungs[order], kelvin)
-    assert one.target == 300
-    np.testing.assert_allclose(other.log_weights, one.log_weights[order], rtol=0, atol=1e-10)
-    np.testing.assert_allclose(other.free_energies, one.free_energies, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(other.errors, one.errors, rtol=1e-8)
-
-
-def test_the_order_of_the_rungs_and_the_zero_of_energy_do_not_matter(sampled) -> None:
-    energies, rungs, kelvin = sampled
-    one = mbar(energies, rungs, kelvin, 320)
-    other = mbar(energies - 1e6, 2 - rungs, kelvin[::-1], 320)
-    np.testing.assert_allclose(other.log_weights, one.log_weights, rtol=0, atol=1e-7)
-    # f of the last rung against the first, from either end.
-    shift = -1e6 * (1 / kelvin[2] - 1 / kelvin[0]) / GAS_CONSTANT
-    assert -other.free_energies[2] == pytest.approx(one.free_energies[2] + shift, abs=1e-7)
-    assert other.errors[2] == pytest.approx(one.errors[2])
-
-
-def test_one_temperature_is_plain_reweighting(sampled) -> None:
-    energies = sampled[0][:200]
-    result = mbar(energies, np.zeros(200, dtype=int), [300.0], 330)
-    expected = -energies * (1 / 330 - 1 / 300) / GAS_CONSTANT
-    difference = result.log_weights - expected
-    assert np.ptp(difference) < 1e-10
-    mean, error = result.expectation(energies)
-    assert (mean, error) == pytest.approx(expectation(expected, energies))
-
-
-def test_equal_temperatures_have_equal_free_energies(sampled) -> None:
-    energies, rungs, _ = sampled
-    result = mbar(energies, rungs, [300.0, 300.0], 300)
-    assert result.free_energies == pytest.approx([0, 0])
-    assert result.errors == pytest.approx([0, 0])
-    assert result.effective_samples == pytest.approx(len(energies))
-
-
-def test_errors_are_pymbars(sampled) -> None:
-    energies, rungs, kelvin = sampled
-    result = mbar(energies, rungs, kelvin)
-    betas = 1 / (GAS_CONSTANT * np.array(kelvin))
-    with reweight._quiet_pymbar():
-        import pymbar
-
-        other = pymbar.MBAR(np.outer(betas, energies), result.counts)
-        free = other.compute_free_energy_differences(uncertainty_method="svd-ew")
-        mean = other.compute_expectations(energies)
-    np.testing.assert_allclose(result.free_energies, free["Delta_f"][0], atol=1e-7)
-    np.testing.assert_allclose(result.errors, free["dDelta_f"][0], atol=1e-7)
-    found = result.expectation(energies)
-    np.testing.assert_allclose(found, (mean["mu"][0], mean["sigma"][0]), rtol=1e-6)
-
-
-def test_many_degrees_of_freedom_converge() -> None:
-    """From pymbar's own start this ladder does not converge within minutes."""
-    rng = np.random.default_rng(1)
-    kelvin = np.geomspace(300, 600, 8)
-    energies, rungs = oscillators(300, kelvin, [300] * 8, rng)
-    result = mbar(energies - 1e5, rungs, kelvin)
-    exact = -150 * np.log(kelvin / 300) - 1e5 * (1 / kelvin - 1 / 300) / GAS_CONSTANT
-    z = (result.free_energies - exact)[1:] / result.errors[1:]
-    assert (np.abs(z) < 4).all()
-
-
-def test_without_overlap_the_errors_say_so() -> None:
-    energies, rungs = oscillators(3000, [300, 600], [50, 50], np.random.default_rng(1))
-    assert mbar(energies, rungs, [300, 600]).errors[1] > 1e3
-
-
-def test_a_solution_that_is_none_is_refused(sampled, monkeypatch) -> None:
-    monkeypatch.setattr(reweight, "_solve", lambda *_: np.array([0.0, 1.0, 2.0]))
-    with pytest.raises(cgml.CGMLError, match="did not converge.*temperatures between"):
-        mbar(*sampled)
-
-
-def test_quantities_are_stripped(sampled) -> None:
-    from openmm import unit
-
-    energies, rungs, kelvin = sampled
-    plain = mbar(energies, rungs, kelvin, 320)
-    kilocalories = energies / 4.184 * unit.kilocalories_per_mole
-    other = mbar(kilocalories, rungs, kelvin * unit.kelvin, 320 * unit.kelvin)
-    np.testing.assert_allclose(other.log_weights, plain.log_weights)
+def test_smoothing_brings_the_variance_of_a_heavy_tail_nearer() -> None:
+    plain, smooth = [], []
+    for seed in range(60):
+        x = np.random.default_rng(seed).normal(size=500)
+        logs = gaussian_log_weights(x, 1.6)
+        plain.append(expectation(logs, x**2)[0])
+        smooth.append(expectation(pareto_smoothed(logs)[0], x**2)[0])
+    error = [float(((np.array(v) - 1.6**2) ** 2).mean()) for v in (plain, smooth)]
+    assert error[1] < error[0]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"energies": np.array([1.0, np.nan, np.inf])}, "2 of 3 energies are not finite; leave"),
-        ({"energies": np.zeros(0), "rungs": np.zeros(0, int)}, "at least one"),
-        ({"energies": np.zeros((3, 1))}, r"energies have shape \(3, 1\)"),
-        ({"rungs": np.zeros(2, int)}, r"rungs are int64 of shape \(2,\); give \(3,\) integers"),
-        ({"rungs": np.zeros(3)}, "rungs are float64"),
-        ({"rungs": np.array([0, 1, 2])}, "1 samples are of rungs such as 2.*give 0 to 1"),
-        ({"temperatures": [300.0, -1.0]}, "positive numbers in kelvin"),
-        ({"temperatures": []}, "at least one"),
-        ({"target": 0}, "target temperature is 0"),
-    ],
+    ("logs", "shape"),
+    [(np.zeros(100), -np.inf), (np.full(30, -3.0), -np.inf), (np.arange(9.0), np.nan)],
 )
-def test_bad_samples_are_refused(change, message) -> None:
-    arguments = {
-        "energies": np.array([1.0, 2.0, 3.0]),
-        "rungs": np.array([0, 0, 1]),
-        "temperatures": [300.0, 400.0],
-    }
-    with pytest.raises(cgml.InputError, match=message):
-        mbar(**(arguments | change))
+def test_there_is_no_tail_to_fit(logs, shape) -> None:
+    smoothed, found = pareto_smoothed(logs)
+    np.testing.assert_equal(found, shape)
+    np.testing.assert_allclose(np.exp(smoothed), np.exp(logs) / np.exp(logs).sum())
 
 
-def test_pymbar_is_quiet_and_leaves_no_trace() -> None:
-    code = """if True:
-        import logging, sys
-        import numpy as np
-        from openmm_cgml import reweight
-        assert "pymbar" not in sys.modules and "scipy" not in sys.modules
-        np.random.seed(1)
-        before, errors = np.random.get_state()[1].tolist(), np.geterr()
-        result = reweight.mbar([1.0, 2.0, 3.0], np.array([0, 0, 1]), [300.0, 400.0])
-        assert np.random.get_state()[1].tolist() == before and np.geterr() == errors
-        assert logging.getLogger("pymbar").level == logging.NOTSET
-        assert not logging.getLogger().handlers
-    """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def test_zero_weights_stay_zero() -> None:
+    logs = gaussian_log_weights(np.random.default_rng(4).normal(size=1000), 1.2)
+    logs[::10] = -np.inf
+    assert np.exp(pareto_smoothed(logs)[0][::10]).max() < 1e-300
 
 
-def test_the_users_level_of_pymbars_log_is_kept() -> None:
-    logger = logging.getLogger("pymbar")
-    try:
-        logger.setLevel(logging.INFO)
-        with reweight._quiet_pymbar():
-            assert not logging.getLogger("pymbar.mbar").isEnabledFor(logging.WARNING)
-        assert logger.level == logging.INFO
-    finally:
-        logger.setLevel(logging.NOTSET)
+def test_limit_of_the_shape() -> None:
+    assert pareto_limit(10**6) == 0.7 and pareto_limit(100) == pytest.approx(0.5)
+
+
+def test_what_clipping_removes_is_told() -> None:
+    logs = np.log(np.arange(1.0, 101.0))
+    clipped, removed = without_top(logs, 0.02)
+    assert np.isneginf(clipped).sum() == 2 and np.isneginf(clipped[-2:]).all()
+    assert removed == pytest.approx(199 / 5050)
+    same, nothing = without_top(logs, 0.0)
+    assert nothing == 0 and (same == logs).all()
+    with pytest.raises(cgml.InputError, match="share is 1"):
+        without_top(logs, 1.0)
+
+
+def test_heavy_tails_are_refused() -> None:
+    x = np.random.default_rng(5).normal(size=3000)
+    report = weight_report(gaussian_log_weights(x, 3.0))
+    assert not report.converged and "k-hat" in report.text()
+    assert weight_report(np.zeros(50)).problems == ("only 50 samples are effective",)
+    heavy = weight_report(np.log(np.r_[np.ones(3000), 300.0]))
+    assert any("9% of the weight" in p for p in heavy.problems)
+    record = weight_report(np.zeros(500)).record()
+    assert record["pareto_k"] is None and record["converged"] and record["fraction"] == 1.0
+
+
+def test_estimates_that_have_not_converged_say_so() -> None:
+    good = Estimate(1.234567, 0.01, "kJ/mol")
+    assert str(good) == "1.235 ± 0.01 kJ/mol" and good.converged
+    bad = Estimate(1.0, 0.1, problems=WeightReport(999, 9.0, 0.2, 0.02).problems)
+    assert str(bad) == "not converged (only 9 samples are effective): 1 ± 0.1"
+    assert not Estimate(float("inf"), 1.0).converged
+    assert Estimate(float("inf"), 1.0).record()["value"] is None
+
+
+@pytest.mark.parametrize("correlated", [1, 20])
+def test_block_bootstrap_errors_are_as_large_as_the_errors(correlated) -> None:
+    """Ratios of sums, of samples that come in correlated stretches."""
+    scores = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x = np.repeat(rng.normal(size=4000 // correlated), correlated)
+        w = np.exp(gaussian_log_weights(x, 0.9, 0.1))
+        sums = block_sums(np.stack([w, w * x], axis=1), 50)
+        value, error = block_bootstrap(sums, lambda s: s[1] / s[0], seed=seed)
+        scores.append((value - 0.1) / error)
+    assert abs(np.mean(scores)) < 4 / 60**0.5 and 0.7 < np.std(scores) < 1.35
+
+
+def test_block_sums_leave_nothing_out() -> None:
+    values = np.random.default_rng(0).normal(size=(103, 2))
+    sums = block_sums(values, 10)
+    assert sums.shape == (10, 2)
+    np.testing.assert_allclose(sums.sum(0), values.sum(0))
+    assert len(block_sums(values[:3], 10)) == 3
+    with pytest.raises(cgml.InputError, match="two or more"):
+        block_bootstrap(values[:1], np.sum)

@@ -6,4 +6,10 @@ molecule of the dataset.
 
 from ..registry import Registry
 
-FLOWS = Registry("flow", {"coupling": "openmm_cgml.flow.coupling:coupling"})
+FLOWS = Registry(
+    "flow",
+    {
+        "coupling": "openmm_cgml.flow.coupling:coupling",
+        "matching": "openmm_cgml.flow.matching:matching",
+    },
+)

@@ -36,6 +36,10 @@ class Flow(nn.Module, ABC):
 
     A subclass defines `joint_log_prob`, `draw` and `settings`.
 
+    Attributes:
+        objective: what `fit_flow` makes small: ``"likelihood"`` (minus it), or
+            ``"flow_matching"``, for which the subclass defines `squared_error`.
+
     Args:
         topology: the beads, or what `arguments` has of them.
         temperature: of the frames it learns, K.
@@ -47,6 +51,8 @@ class Flow(nn.Module, ABC):
     Reference: Papamakarios et al. 2021, arXiv:1912.02762; for the channels Huang et al. 2020,
     arXiv:2002.07101.
     """
+
+    objective: str = "likelihood"
 
     def __init__(
         self,
@@ -127,6 +133,10 @@ class Flow(nn.Module, ABC):
         """
         normals = normals[:, : self.channels]
         return self.joint_log_prob(positions, normals) - log_normal(normals)
+
+    def squared_error(self, positions: Tensor, normals: Tensor, time: Tensor) -> Tensor:
+        """Return the error of a velocity (frames,); see `MatchingFlow`."""
+        raise NotImplementedError
 
     def smeared(self, positions: Tensor, normals: Tensor, width: float) -> Tensor:
         """Return frames with noise on each coordinate, (frames, beads, 3), nm.

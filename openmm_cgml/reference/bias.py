@@ -11,7 +11,7 @@ import openmm
 import scipy.interpolate
 
 from ..errors import InputError
-from ..reweight import mbar_states
+from ..mbar import mbar_states
 from ..units import strip, thermal_energy
 from .variables import CollectiveVariable
 

@@ -10,7 +10,7 @@ import openmm
 
 from ..errors import InputError
 from ..exchange import ExchangeStatistics, neighbour_swaps
-from ..reweight import mbar
+from ..mbar import mbar
 from ..units import GAS_CONSTANT, strip_array
 from .bias import Metadynamics, Umbrella
 from .machine import Machine
