@@ -4,6 +4,7 @@ Arrays in, arrays out; nothing here knows where the samples come from. Weights a
 logarithms, normalised or not.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -143,7 +144,7 @@ def pareto_limit(samples: int) -> float:
 
     Reference: Vehtari et al. 2024, arXiv:1507.02646, section 3.
     """
-    return min(1 - 1 / np.log10(max(samples, 11)), 0.7)
+    return min(1 - 1 / math.log10(max(samples, 11)), 0.7)
 
 
 #: Fewer samples have no tail that could be fitted.
