@@ -17,6 +17,7 @@ import torch
 
 import numpy as np
 
+from . import geometry
 from .dataset import CGDataset
 from .errors import InputError
 from .flow.core import Flow
@@ -39,6 +40,9 @@ from .units import thermal_energy
 
 _CHUNK = 4096  # frames whose energies are computed together
 
+# Share of frames in which a stereocentre has its own sense.
+_ONE_SENSE = 0.9
+
 # For errors of differences: independent samples in so many blocks.
 _BLOCKS = 100
 
@@ -55,6 +59,9 @@ class Proposal:
         held_out: frames of the all-atom ensemble that the flow has not learned from, with their
             weights; None: there are none, and a mode that the flow misses goes unnoticed.
         held_out_density: (frames,) of these.
+        mirrored: (samples,) whether a stereocentre is the other way round (`mirror_images`):
+            such samples get no weight, since PMFs know no more of mirror images than that they
+            have never seen one, and many give them the same energy.
     """
 
     positions: np.ndarray
@@ -63,6 +70,7 @@ class Proposal:
     temperature: float
     held_out: CGDataset | None = None
     held_out_density: np.ndarray | None = None
+    mirrored: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -87,6 +95,10 @@ class Proposal:
         self._require_fitting(pmf)
         energies = energies_of(pmf, self.positions)
         logs = -energies / self.kt - self.log_density
+        mirrored = 0.0
+        if self.mirrored is not None:
+            logs = np.where(self.mirrored, -np.inf, logs)
+            mirrored = float(self.mirrored.mean())
         forward = None
         if self.held_out is not None and self.held_out_density is not None:
             found = energies_of(pmf, self.held_out.positions)
@@ -100,7 +112,7 @@ class Proposal:
             used = pareto_smoothed(logs)[0]
         return weighted_samples(
             self.positions, self.topology, self.temperature, logs, energies, used=used,
-            forward=forward, removed=removed,
+            forward=forward, removed=removed, mirrored=mirrored,
         )  # fmt: skip
 
     def _require_fitting(self, pmf: Any) -> None:
@@ -168,10 +180,48 @@ def _proposal(
             found = flow.log_prob(frames)
             found = _mixed(flow, frames, found, broad) if broad else found
         density = found.double().cpu().numpy()
+    drawn = positions.double().cpu().numpy()
+    like = drawn if held_out is None else held_out.positions
     return Proposal(
-        positions.double().cpu().numpy(), log_density.double().cpu().numpy(), flow.topology,
-        flow.temperature, held_out, density,
+        drawn, log_density.double().cpu().numpy(), flow.topology, flow.temperature, held_out,
+        density, mirror_images(drawn, flow.topology, like),
     )  # fmt: skip
+
+
+def mirror_images(positions: np.ndarray, topology: CGTopology, like: np.ndarray) -> np.ndarray:
+    """Return which frames have a stereocentre the other way round than frames to go by.
+
+    A stereocentre is a bead with three bonds or more, the first three of which have the same
+    sense in nine of ten frames to go by; planar ones have either.
+
+    Args:
+        positions: (frames, beads, 3), nm.
+        topology: the bonds.
+        like: (others, beads, 3), nm, to go by.
+
+    Returns:
+        (frames,) bool.
+    """
+    found = np.zeros(len(positions), dtype=bool)
+    around: dict[int, list[int]] = {}
+    for first, second in topology.bonds:
+        around.setdefault(first, []).append(second)
+        around.setdefault(second, []).append(first)
+    for centre, others in around.items():
+        if len(others) < 3:
+            continue
+        sense = _sense(like, centre, sorted(others)[:3])
+        if abs(sense.mean()) >= 2 * _ONE_SENSE - 1:
+            found |= _sense(positions, centre, sorted(others)[:3]) * sense.mean() < 0
+    return found
+
+
+def _sense(positions: np.ndarray, centre: int, others: list[int]) -> np.ndarray:
+    """Return the sign of the triple product of three bonds (frames,)."""
+    ends = torch.tensor([[centre, other] for other in others])
+    bonds = geometry.displacements(torch.as_tensor(np.asarray(positions)), ends).unbind(1)
+    volume = (bonds[0] * torch.linalg.cross(bonds[1], bonds[2])).sum(-1)
+    return volume.sign().double().numpy()
 
 
 def _mixed(flow: Flow, positions: torch.Tensor, log_density: Any, broad: float) -> torch.Tensor:
@@ -286,6 +336,7 @@ def weighted_samples(
     log_z: tuple[float, float] | None = None,
     forward: float | None = None,
     removed: float = 0.0,
+    mirrored: float = 0.0,
 ) -> WeightedSamples:
     """Return weighted samples with their report.
 
@@ -294,9 +345,9 @@ def weighted_samples(
         log_weights: (samples,), raw.
         used: smoothed or clipped ones; None: smoothed here.
         log_z: ln Z of the PMF and its error; None: the mean weight.
-        forward, removed: as of `WeightReport`.
+        forward, removed, mirrored: as of `WeightReport`.
     """
-    report = weight_report(log_weights, forward, removed)
+    report = weight_report(log_weights, forward, removed, mirrored)
     value, error = log_mean(log_weights) if log_z is None else log_z
     kt = float(thermal_energy(temperature))
     return WeightedSamples(

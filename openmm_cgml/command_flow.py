@@ -76,8 +76,8 @@ def train_command(
     say(
         f"{output}: mean log-likelihood of the validation frames "
         f"{result.metrics['log_likelihood']:.3f} nats; "
-        f"{100 * result.metrics['outside_training']:.1f} % of them have a distance or angle "
-        "clearly outside the training data"
+        f"{100 * result.metrics['outside_training']:.1f} % of them have a distance, angle or "
+        "torsion clearly outside the training data"
     )
 
 

@@ -1,6 +1,7 @@
-"""Where the training data end: ranges of internal coordinates, and forces that members dispute."""
+"""Where the training data end: seen internal coordinates, and forces that members dispute."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import numpy as np
 
 from . import geometry
 from .dataset import CGDataset
-from .topology import bonded_angles
+from .topology import bonded_angles, bonded_torsions
 
 # All pairs of a large molecule would be most of the card; its bonds and angles say enough.
 _MOST_PAIRS = 1000
@@ -18,16 +19,24 @@ _MOST_PAIRS = 1000
 # this fraction of its width before a frame counts as outside.
 _MARGIN = 0.1
 
+# A torsion has no range on its circle. It has been seen in those of so many sectors where frames
+# were, and in the sectors next to these.
+_SECTORS = 36
+
 
 @dataclass(frozen=True)
 class CoordinateRanges:
-    """Extremes of distances and bond angles in a dataset; minimum images in a periodic box.
+    """Extremes of distances and bond angles in a dataset, and where torsions were.
+
+    Minimum images in a periodic box. A card written by an earlier version has no torsions.
 
     Attributes:
         pairs: bead indices: all pairs, or the bonded ones of a molecule with very many.
         shortest, longest: nm, one a pair.
         angles: bead indices of the bonded triples.
         smallest, largest: radians, one an angle.
+        torsions: bead indices of the bonded quadruples; none of a molecule with very many.
+        sectors: of each torsion, the sectors of 10 degrees, from -180 on, with a frame in it.
     """
 
     pairs: list[list[int]]
@@ -36,6 +45,8 @@ class CoordinateRanges:
     angles: list[list[int]]
     smallest: list[float]
     largest: list[float]
+    torsions: list[list[int]] = field(default_factory=list)
+    sectors: list[list[int]] = field(default_factory=list)
 
     @classmethod
     def of(cls, dataset: CGDataset) -> "CoordinateRanges":
@@ -45,11 +56,15 @@ class CoordinateRanges:
         if len(pairs) > _MOST_PAIRS:
             pairs = [list(bond) for bond in topology.bonds]
         triples = [list(triple) for triple in bonded_angles(topology.bonds)]
+        torsions = [list(four) for four in bonded_torsions(topology.bonds)]
+        if len(torsions) > _MOST_PAIRS:
+            torsions = []
         boxes = [None] if dataset.box is None else list(dataset.box)
         frames = [dataset.positions] if dataset.box is None else dataset.positions[:, None]
         values = [_coordinates(x, pairs, triples, b) for x, b in zip(frames, boxes, strict=True)]
         distances = np.concatenate([d for d, _ in values])
         angles = np.concatenate([a for _, a in values])
+        seen = [_sectors(x, torsions, b) for x, b in zip(frames, boxes, strict=True)]
         return cls(
             pairs,
             distances.min(0).tolist(),
@@ -57,6 +72,8 @@ class CoordinateRanges:
             triples,
             angles.min(0).tolist(),
             angles.max(0).tolist(),
+            torsions,
+            [np.unique(column).tolist() for column in np.concatenate(seen).T],
         )
 
     @classmethod
@@ -70,7 +87,7 @@ class CoordinateRanges:
         return asdict(self)
 
     def outside(self, positions: np.ndarray, box_vectors: Any = None) -> np.ndarray:
-        """Return which copies have a distance or angle clearly outside the training data.
+        """Return which copies have a distance, angle or torsion outside the training data.
 
         Args:
             positions: (copies, beads, 3), nm.
@@ -80,8 +97,29 @@ class CoordinateRanges:
             (copies,) bool; a copy that is not finite is outside.
         """
         distances, angles = _coordinates(positions, self.pairs, self.angles, box_vectors)
-        return _leave(distances, self.shortest, self.longest) | _leave(
-            angles, self.smallest, self.largest
+        far = _leave(distances, self.shortest, self.longest)
+        far |= _leave(angles, self.smallest, self.largest)
+        if not self.torsions:
+            return far
+        known = np.zeros((len(self.torsions), _SECTORS), dtype=bool)
+        for torsion, sectors in enumerate(self.sectors):
+            known[torsion, sectors] = True
+        known |= np.roll(known, 1, axis=1) | np.roll(known, -1, axis=1)
+        found = _sectors(positions, self.torsions, box_vectors)
+        return far | ~known[np.arange(len(self.torsions)), found].all(axis=1)
+
+    def wider(self, other: "CoordinateRanges") -> "CoordinateRanges":
+        """Return what either has seen, of the same molecule."""
+        low, high = (np.minimum, np.maximum)
+        return replace(
+            self,
+            shortest=low(self.shortest, other.shortest).tolist(),
+            longest=high(self.longest, other.longest).tolist(),
+            smallest=low(self.smallest, other.smallest).tolist(),
+            largest=high(self.largest, other.largest).tolist(),
+            sectors=[
+                sorted({*one, *two}) for one, two in zip(self.sectors, other.sectors, strict=True)
+            ],
         )
 
 
@@ -158,7 +196,7 @@ class Sighting:
     def why(self, reason: str, copy: int) -> str:
         """Return in words why a copy has a flag."""
         if reason == "extrapolated":
-            return "a distance or angle is outside the training data"
+            return "a distance, angle or torsion is outside the training data"
         assert self.uncertainty is not None
         return (
             f"the ensemble's forces differ by {self.uncertainty[copy]:.0f} kJ/mol/nm, more than "
@@ -219,6 +257,15 @@ def _leave(values: np.ndarray, low: list[float], high: list[float]) -> np.ndarra
     lowest, highest = np.asarray(low), np.asarray(high)
     margin = _MARGIN * (highest - lowest)
     return ~((values >= lowest - margin) & (values <= highest + margin)).all(axis=1)
+
+
+def _sectors(positions: Any, torsions: list[list[int]], box_vectors: Any) -> np.ndarray:
+    """Return the sector of each torsion (copies, torsions); 0 where it is not finite."""
+    xyz = torch.as_tensor(np.asarray(positions), dtype=torch.float64)
+    box = None if box_vectors is None else torch.as_tensor(np.asarray(box_vectors)).double()
+    index = torch.tensor(torsions, dtype=torch.int64).reshape(-1, 4)
+    turns = (geometry.dihedrals(xyz, index, box) + math.pi) / (2 * math.pi)
+    return (turns.nan_to_num() * _SECTORS).long().clamp(0, _SECTORS - 1).numpy()
 
 
 def _coordinates(

@@ -145,8 +145,8 @@ def fit_flow(
     Returns:
         The result: ``result.pmf.flow`` is the flow; the history has losses in nats a degree of
         freedom, ``metrics["log_likelihood"]`` is the mean of the validation frames, nats, and
-        ``metrics["outside_training"]`` the share of them that have a distance or angle clearly
-        outside the training data. The flow is in double precision.
+        ``metrics["outside_training"]`` the share of them that have a distance, angle or
+        torsion clearly outside the training data. The flow is in double precision.
 
     Raises:
         InputError: as `fit`.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .analysis import Comparison, free_energy, free_energy_profile
+from .analysis import Comparison, DihedralDistribution, free_energy, free_energy_profile
 
 #: kJ/mol; the difference map leaves out bins whose reference free energy is higher.
 DIFFERENCE_BELOW = 20.0
@@ -88,6 +88,99 @@ def training_curve(history: list[dict[str, float]], noise_floor: float) -> bytes
     axis.set(xlabel="epoch", ylabel="force RMSE, kJ/mol/nm")
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
+    return _png(figure)
+
+
+#: Colours of the flow, the reweighted flow and the reference, and dashes for those without colour.
+_ENSEMBLES = {
+    "flow": ("#e69f00", (0, (1, 1.2))),
+    "reweighted": (_MODEL, "-"),
+    "reference": (_REFERENCE, (0, (5, 2))),
+}
+
+
+def energy_distributions(edges: np.ndarray, densities: dict[str, np.ndarray]) -> bytes:
+    """Draw the PMF's energy in the flow's samples, by their weights, and in a reference.
+
+    Args:
+        edges: (bins + 1,), kJ/mol.
+        densities: name -> (bins,), mol/kJ; names of `_ENSEMBLES`.
+    """
+    figure, axis = _subplots(1, 1, (6.0, 3.2))
+    for name, values in densities.items():
+        colour, dashes = _ENSEMBLES[name]
+        axis.stairs(values, edges, color=colour, ls=dashes, lw=1.8, label=name)
+    axis.set(xlabel="energy of the PMF above its lowest, kJ/mol", ylabel="density, mol/kJ")
+    axis.set_xlim(edges[0], edges[-1])
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    return _png(figure)
+
+
+def reweighted_profiles(
+    flow: DihedralDistribution, comparison: Comparison, labels: tuple[str, str]
+) -> bytes:
+    """Draw free energies along two dihedrals before and after reweighting and in the reference.
+
+    Args:
+        flow: distribution of the samples without weights.
+        comparison: of the reweighted samples with the reference.
+        labels: names of the dihedrals.
+    """
+    figure, axes = _subplots(1, 2, (9.5, 3.2))
+    named = {"flow": flow, "reweighted": comparison.model, "reference": comparison.reference}
+    for which, axis in enumerate(axes):
+        for name, distribution in named.items():
+            colour, dashes = _ENSEMBLES[name]
+            centres = distribution.centres() * _DEGREES
+            values, error = free_energy_profile(distribution, which, comparison.kt)
+            axis.plot(centres, values, color=colour, ls=dashes, label=name, lw=1.6)
+            axis.fill_between(
+                centres, values - 2 * error, values + 2 * error, color=colour, alpha=0.2, lw=0
+            )
+        axis.set(xlabel=f"{labels[which]}, degrees", ylim=(-1, 32), xlim=(-180, 180))
+        axis.set_xticks([-180, -90, 0, 90, 180])
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("free energy, kJ/mol")
+    axes[1].legend(frameon=False)
+    return _png(figure)
+
+
+def weight_tail(log_weights: np.ndarray, smoothed: np.ndarray) -> bytes:
+    """Draw the largest normalised weights, in order, as they are and smoothed.
+
+    Args:
+        log_weights: (samples,), raw.
+        smoothed: (samples,), used.
+    """
+    figure, axis = _subplots(1, 1, (6.0, 3.2))
+    count = len(log_weights)
+    shown = np.unique(np.geomspace(1, count, 400).astype(int)) - 1
+    for values, name, colour, dashes in (
+        (log_weights, "as they are", "#e69f00", (0, (1, 1.2))), (smoothed, "used", _MODEL, "-"),
+    ):  # fmt: skip
+        weights = np.exp(values - values.max())
+        ordered = np.sort(weights / weights.sum())[::-1] * count
+        axis.plot(shown + 1, ordered[shown], color=colour, ls=dashes, label=name, lw=1.8)
+    axis.axhline(1, color="#888888", lw=0.8)
+    axis.set(xscale="log", yscale="log", xlabel="samples, the heaviest first")
+    axis.set_ylabel("weight over the mean weight")
+    axis.set_ylim(bottom=1e-3)
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.25)
+    return _png(figure)
+
+
+def ranking(names: list[str], divergences: list[float], errors: list[float]) -> bytes:
+    """Draw the divergence of several PMFs from the reference, with two standard errors."""
+    figure, axis = _subplots(1, 1, (7.0, 0.9 + 0.45 * len(names)))
+    places = np.arange(len(names))[::-1]
+    axis.errorbar(divergences, places, xerr=[2 * e for e in errors], fmt="o", color=_MODEL,
+                  capsize=3)  # fmt: skip
+    axis.set_yticks(places, names)
+    axis.set(xlabel="JS* to the reference, nats", ylim=(-0.6, len(names) - 0.4))
+    axis.set_xlim(left=min(0.0, *(d - 3 * e for d, e in zip(divergences, errors, strict=True))))
+    axis.grid(alpha=0.25, axis="x")
     return _png(figure)
 
 

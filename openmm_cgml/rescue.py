@@ -338,9 +338,7 @@ def combine(samples: WeightedSamples, flow: Flow, run: Run, pmf: Any) -> Weighte
     temperatures = np.asarray(run.temperatures)
     positions = np.concatenate([samples.positions, frames - frames.mean(1, keepdims=True)])
     energies = np.concatenate([samples.energies, energies_of(pmf, frames)])
-    density = np.concatenate(
-        [-samples.energies / kt - samples.raw_log_weights, _log_density(flow, frames)]
-    )
+    density = _log_density(flow, positions)
     table = [-density, *(energies / (GAS_CONSTANT * t) for t in temperatures)]
     states = np.concatenate([np.zeros(len(samples), int), 1 + rungs])
     logs, free_energy, error = mbar_target(np.stack(table, axis=1), states, energies / kt)

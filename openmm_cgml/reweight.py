@@ -268,6 +268,7 @@ class WeightReport:
         forward: `forward_fraction` of held-out frames; None: there were none, so that a mode
             that the proposal misses would go unnoticed.
         removed: share of the weight that clipping has removed.
+        mirrored: share of the samples that are mirror images, without weight.
     """
 
     samples: int
@@ -276,6 +277,7 @@ class WeightReport:
     largest: float
     forward: float | None = None
     removed: float = 0.0
+    mirrored: float = 0.0
 
     @property
     def fraction(self) -> float:
@@ -310,10 +312,11 @@ class WeightReport:
     def text(self) -> str:
         """Return the report in a line."""
         forward = "not checked against frames" if self.forward is None else f"{self.forward:.1%}"
+        mirrored = f", {self.mirrored:.2%} mirror images left out" if self.mirrored else ""
         state = "" if self.converged else f"; NOT CONVERGED: {'; '.join(self.problems)}"
         return (
             f"{self.effective:,.0f} of {self.samples:,} samples effective ({self.fraction:.1%}; "
-            f"forward {forward}), k-hat {self.pareto_k:.2f}{state}"
+            f"forward {forward}), k-hat {self.pareto_k:.2f}{mirrored}{state}"
         )
 
     def record(self) -> dict[str, Any]:
@@ -329,13 +332,16 @@ class WeightReport:
 
 
 def weight_report(
-    log_weights: np.ndarray, forward: float | None = None, removed: float = 0.0
+    log_weights: np.ndarray,
+    forward: float | None = None,
+    removed: float = 0.0,
+    mirrored: float = 0.0,
 ) -> WeightReport:
     """Return what weights are worth.
 
     Args:
         log_weights: (samples,), as they are, not smoothed.
-        forward, removed: as of `WeightReport`.
+        forward, removed, mirrored: as of `WeightReport`.
     """
     return WeightReport(
         samples=len(log_weights),
@@ -344,6 +350,7 @@ def weight_report(
         largest=float(normalised(log_weights).max()),
         forward=forward,
         removed=removed,
+        mirrored=mirrored,
     )
 
 

@@ -73,7 +73,7 @@ class Summary:
             if chunk.weights is not None:
                 weight = (weight or 0.0) + float(np.sum(chunk.weights, dtype=np.float64))
             own = CoordinateRanges.of(chunk)
-            ranges = own if ranges is None else _wider(ranges, own)
+            ranges = own if ranges is None else ranges.wider(own)
             vectors = chunk.constant_box()
             if vectors is not None and box is not None and np.ptp([vectors, box], 0).max() > 1e-4:
                 raise InputError("box vectors change from frame to frame; use frames of one box")
@@ -436,19 +436,3 @@ def _take(batch: Batch, frames: Any) -> Batch:
     names = ("positions", "forces", "fixed", "weights")
     taken = {n: v[frames] for n in names if (v := getattr(batch, n)) is not None}
     return replace(batch, **taken)
-
-
-def _wider(one: CoordinateRanges, other: CoordinateRanges) -> CoordinateRanges:
-    def least(name: str) -> list[float]:
-        return np.minimum(getattr(one, name), getattr(other, name)).tolist()
-
-    def most(name: str) -> list[float]:
-        return np.maximum(getattr(one, name), getattr(other, name)).tolist()
-
-    return replace(
-        one,
-        shortest=least("shortest"),
-        longest=most("longest"),
-        smallest=least("smallest"),
-        largest=most("largest"),
-    )

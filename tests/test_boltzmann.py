@@ -8,7 +8,7 @@ from handmade import Springs, gaussian_flow, springs_log_z
 from test_flow import flow_of, frames, topology
 
 import openmm_cgml as cgml
-from openmm_cgml.boltzmann import energies_of, propose, systematic
+from openmm_cgml.boltzmann import energies_of, mirror_images, propose, systematic
 from openmm_cgml.fine_tuning import LogVariance, fine_tune
 from openmm_cgml.flow.matching import matching
 from openmm_cgml.flow_training import FlowPMF, fit_flow
@@ -219,3 +219,27 @@ def test_fine_tuning_makes_more_samples_effective() -> None:
         fine_tune(flow, pmf, train, valid, likelihood_weight=-1)
     with pytest.raises(cgml.InputError, match="at least 2"):
         LogVariance(pmf, samples=1)
+
+
+def test_mirror_images_get_no_weight() -> None:
+    """A centre with three bonds, of one sense in the frames, and a planar one, of either."""
+    rng = np.random.default_rng(1)
+    bonds = ((0, 1), (0, 2), (0, 3), (3, 4), (3, 5))
+    ends = np.array([[0, 0, 0], [0.3, 0, 0.1], [0, 0.3, 0.1], [-0.2, -0.2, 0], [-0.5, -0.2, 0],
+                     [-0.2, -0.5, 0]])  # fmt: skip
+    positions = ends + 0.005 * rng.normal(size=(200, 6, 3))
+    top = topology(6, bonds)
+    assert not mirror_images(positions, top, positions).any()
+    mixed = positions.copy()
+    mixed[:12, 0] += np.array([0, 0, 0.2])  # pushed through
+    assert mirror_images(mixed, top, positions).tolist() == [True] * 12 + [False] * 188
+    assert (mirror_images(mixed, top, mixed) == mirror_images(mixed, top, positions)).all()
+    flow = gaussian_flow(top)  # knows no sense
+    everything = propose(flow, 300, seed=1)
+    assert not everything.mirrored.any()
+    one_sense = cgml.CGDataset(positions, top, 300.0)
+    half = propose(flow, 3000, seed=1, held_out=one_sense)
+    assert 0.4 < half.mirrored.mean() < 0.6
+    report = half.weigh(Springs()).report
+    assert report.mirrored == half.mirrored.mean() and "mirror images left out" in report.text()
+    assert report.effective <= 3000 * (1 - report.mirrored) + 1e-6

@@ -295,6 +295,19 @@ def test_ranges_find_who_has_left_the_data(dataset) -> None:
     assert CoordinateRanges(**ranges.to_dict()) == ranges
 
 
+def test_a_torsion_where_no_frame_was_is_outside(dataset) -> None:
+    phi = dihedral_angles(dataset.positions, [[0, 1, 2, 3]])[:, 0]
+    left = dataset.select(phi < -0.5)
+    ranges = CoordinateRanges.of(left)
+    assert not ranges.outside(left.positions).any()
+    assert ranges.outside(dataset.positions[(phi > 0.5) & (phi < 2)]).all()
+    # As far as the cards of earlier versions know.
+    earlier = {k: v for k, v in ranges.to_dict().items() if k not in ("torsions", "sectors")}
+    assert CoordinateRanges(**earlier).outside(dataset.positions[phi > 0.5]).mean() < 0.2
+    both = ranges.wider(CoordinateRanges.of(dataset.select(phi >= -0.5)))
+    assert both == CoordinateRanges.of(dataset)
+
+
 def test_platform_without_the_property_is_refused_with_openmm_s_words(free) -> None:
     with pytest.raises(cgml.BackendError, match="cannot run this on Reference"):
         cgml.Langevin(free, np.zeros((5, 3)), 2, platform="Reference", properties={"No": "1"})
