@@ -14,6 +14,7 @@ from .command_flow import distill_command, flow_app
 from .command_map import map_command
 from .command_options import Output, Threads, parse_numbers, say
 from .command_reference import reference_command
+from .command_reweight import reweight_command
 from .command_train import train_command
 from .errors import CGMLError, InputError
 
@@ -30,6 +31,7 @@ app.command("train")(train_command)
 app.add_typer(data_app, name="data")
 app.add_typer(flow_app, name="flow")
 app.command("distill")(distill_command)
+app.command("reweight")(reweight_command)
 
 
 _Model = Annotated[str, typer.Argument(help="Model file from `cgml train`.")]

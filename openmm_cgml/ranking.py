@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .analysis import Comparison, compare
-from .boltzmann import Proposal, WeightedSamples
-from .extrapolation import CoordinateRanges
-from .flow.core import Flow
-from .rescue import DynamicsCheck, check_by_dynamics
 from .reweight import Estimate
-from .system import Model
+
+if TYPE_CHECKING:  # they load torch and openmm
+    from .boltzmann import Proposal, WeightedSamples
+    from .flow.core import Flow
+    from .rescue import DynamicsCheck
+    from .system import Model
 
 # Share of the proposal's samples outside a PMF's training data that is worth a word.
 _MANY = 0.01
@@ -39,11 +40,11 @@ class PMFScore:
     """
 
     name: str
-    samples: WeightedSamples
+    samples: "WeightedSamples"
     outside: float | None = None
     weight_outside: float | None = None
     comparison: Comparison | None = None
-    check: DynamicsCheck | None = None
+    check: "DynamicsCheck | None" = None
 
     @property
     def extrapolates(self) -> bool:
@@ -109,13 +110,13 @@ class PMFScore:
 
 
 def rank_pmfs(
-    proposal: Proposal,
-    models: Mapping[str, Model],
+    proposal: "Proposal",
+    models: "Mapping[str, Model]",
     *,
     reference: Any = None,
     dihedrals: Sequence[Sequence[int]] = (),
     state: tuple[float, float] = (0.0, 2.2),
-    flow: Flow | None = None,
+    flow: "Flow | None" = None,
     check_ps: float = 0.0,
     clip: float = 0.0,
     seed: int = 0,
@@ -138,6 +139,9 @@ def rank_pmfs(
     Raises:
         InputError: as `Proposal.weigh` and `analysis.compare`.
     """
+    from .extrapolation import CoordinateRanges
+    from .rescue import check_by_dynamics
+
     found = []
     for name, model in models.items():
         weighted = proposal.weigh(model, clip=clip)

@@ -1,13 +1,18 @@
-"""One self-contained HTML page that shows a model, its training, its run and its comparison."""
+"""Self-contained HTML pages: a model with its training, run and comparison; weighted samples."""
 
 import base64
 import html
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import plot
-from .analysis import Comparison
+from .analysis import Comparison, dihedral_angles, dihedral_distribution
 from .files import atomic_path
+from .ranking import CANNOT_SEE, PMFScore, energy_histograms
+from .reweight import Estimate
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 1100px;
@@ -23,6 +28,7 @@ table { border-collapse: collapse; font-size: 0.9rem; }
 td, th { text-align: left; padding: 0.25rem 1.2rem 0.25rem 0; border-bottom: 1px solid #eef1f4; }
 .note { background: #fff7e0; border-left: 4px solid #e0a800; padding: 0.6rem 1rem;
         max-width: 52rem; }
+.wide { overflow-x: auto; }
 figcaption { color: #51606f; font-size: 0.85rem; max-width: 60rem; } figure { margin: 0 0 1.4rem; }
 """
 
@@ -125,6 +131,157 @@ def write_report(
     if training:
         kept = {k: v for k, v in training.items() if not isinstance(v, (dict, list))}
         sections += ["<h2>Training settings</h2>", _table(kept)]
+    _write_page(path, title, lead, notes, cards, sections)
+
+
+def write_reweighting(
+    path: str | Path,
+    scores: Sequence[PMFScore],
+    *,
+    title: str,
+    lead: str,
+    labels: tuple[str, str] | None = None,
+    quadruples: Sequence[Sequence[int]] = (),
+    reference_frames: Mapping[str, np.ndarray] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write a page about samples of a flow, weighted by one PMF or several.
+
+    Args:
+        path: the .html file.
+        scores: of `rank_pmfs`, the best first.
+        title, lead: heading, and a sentence below it.
+        labels: names of the two dihedrals that were compared, if any were.
+        quadruples: these dihedrals.
+        reference_frames: name of PMF -> its energies at frames of the all-atom ensemble, kJ/mol.
+        notes: caveats, shown above everything else.
+    """
+    best = scores[0]
+    cards = [
+        (f"{best.samples.report.fraction:.1%}", "of the samples effective"),
+        (
+            "-" if best.samples.report.forward is None else f"{best.samples.report.forward:.1%}",
+            "the same as held-out frames see it",
+        ),
+        (f"{best.samples.report.pareto_k:.2f}", "k-hat of the weights (0.7 is too much)"),
+        (_estimate(best.samples.free_energy), "free energy -kT ln Z of the PMF, kJ/mol"),
+    ]
+    if (divergence := best.divergence) is not None:
+        cards.append((f"{divergence.value:.4f} ± {divergence.error:.4f}", "JS* to the reference"))
+    if len(scores) > 1:
+        cards = [(v, f"{best.name}: {k}") for v, k in cards]
+    warnings = [f"{score.name}: {text}" for score in scores for text in score.warnings]
+    sections = []
+    if len(scores) > 1:
+        sections.append("<h2>PMFs, the best first</h2>")
+        compared = [(s.name, d) for s in scores if (d := s.divergence) is not None]
+        if compared:
+            names, distances = zip(*compared, strict=True)
+            figure = plot.ranking(
+                list(names), [d.value for d in distances], [d.error for d in distances]
+            )
+            sections.append(
+                _figure(figure, "Divergence from the reference; bars are two standard errors "
+                        "over blocks of samples.", small=True)
+            )  # fmt: skip
+        sections.append(_grid(_SCORE_HEAD, [_score_row(score) for score in scores]))
+    for score in scores:
+        sections.append(f"<h2>{html.escape(score.name)}</h2>")
+        if score.comparison is not None and labels is not None:
+            drawn = dihedral_distribution(
+                dihedral_angles(score.samples.positions, quadruples),
+                bins=len(score.comparison.reference.edges) - 1,
+            )
+            sections.append(
+                _figure(
+                    plot.reweighted_profiles(drawn, score.comparison, labels),
+                    "Free energy along each dihedral, of the flow's samples as they were drawn, "
+                    "weighted by the PMF, and of the reference; bands are two standard errors.",
+                )
+            )
+            sections.append(
+                _figure(
+                    plot.free_energy_maps(score.comparison, labels, "reweighted"),
+                    "Free energy over both dihedrals, reweighted; the difference's mean over the "
+                    "reference is removed. Grey: never drawn.",
+                )
+            )
+        edges, densities = energy_histograms(score, (reference_frames or {}).get(score.name))
+        sections += [
+            _figure(
+                plot.energy_distributions(edges, densities),
+                "Energy of the PMF in the flow's samples as they were drawn, by their weights, "
+                "and in frames of the all-atom ensemble, where there are some.",
+                small=True,
+            ),
+            _figure(
+                plot.weight_tail(score.samples.raw_log_weights, score.samples.log_weights),
+                "Weights from the heaviest down, over the mean weight, before and after Pareto "
+                "smoothing.",
+                small=True,
+            ),
+        ]
+        sections.append(_table(_score_numbers(score)))
+    _write_page(path, title, lead, [*notes, *warnings, CANNOT_SEE], cards, sections)
+
+
+_SCORE_HEAD = ("PMF", "effective", "forward", "k-hat", "JS*, nats", "ΔF error, kJ/mol",
+               "RMSE, kJ/mol", "outside training", "trusted")  # fmt: skip
+
+
+def _score_row(score: PMFScore) -> list[str]:
+    report, comparison = score.samples.report, score.comparison
+    compared = ["-"] * 3
+    if comparison is not None:
+        difference, error = comparison.delta_f
+        compared = [
+            f"{comparison.js_excess:.4f} ± {comparison.js_excess_error:.4f}",
+            f"{difference:+.2f} ± {error:.2f}",
+            f"{comparison.free_energy_rmse:.2f}",
+        ]
+    return [
+        score.name,
+        f"{report.fraction:.1%}",
+        "-" if report.forward is None else f"{report.forward:.1%}",
+        f"{report.pareto_k:.2f}",
+        *compared,
+        "-" if score.outside is None else f"{score.outside:.1%}",
+        "no" if score.warnings else "yes",
+    ]
+
+
+def _score_numbers(score: PMFScore) -> dict[str, Any]:
+    report = score.samples.report
+    rows = {
+        "samples": f"{report.samples:,}",
+        "effective samples": f"{report.effective:,.0f}",
+        "largest share of one sample": f"{report.largest:.2%}",
+        "mirror images left out": f"{report.mirrored:.2%}",
+        "weight removed by clipping": f"{report.removed:.2%}",
+        "free energy -kT ln Z": str(score.samples.free_energy),
+    }
+    if score.outside is not None:
+        rows["samples outside the PMF's training data"] = f"{score.outside:.2%}"
+        rows["their weight"] = f"{score.weight_outside:.2%}"
+    if score.check is not None:
+        rows["dynamics from weighted samples"] = score.check.text()
+    return rows
+
+
+def _estimate(estimate: Estimate) -> str:
+    number = f"{estimate.value:.2f} ± {estimate.error:.2f}"
+    return number if estimate.converged else f"not converged: {number}"
+
+
+def _write_page(
+    path: str | Path,
+    title: str,
+    lead: str,
+    notes: Sequence[str],
+    cards: Sequence[tuple[str, str]],
+    sections: Sequence[str],
+) -> None:
+    """Write a page: heading, caveats, the main numbers, and what else there is."""
     body = "".join(
         [
             f"<h1>{html.escape(title)}</h1><p class='lead'>{html.escape(lead)}</p>",
@@ -177,6 +334,14 @@ def _table(rows: dict[str, Any]) -> str:
         )
         + "</table>"
     )
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], kind: str) -> str:
+        return "<tr>" + "".join(f"<{kind}>{html.escape(c)}</{kind}>" for c in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f"<div class='wide'><table>{line(head, 'th')}{body}</table></div>"
 
 
 def _value(state: Any) -> str:

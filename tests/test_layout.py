@@ -36,7 +36,10 @@ LEVELS = [
     "model_file flow_file",
     "native/ native_prior torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
-    "observables analysis landscape benchmark export backmap entropy plot map_picture report",
+    (
+        "observables analysis landscape benchmark export backmap entropy ranking plot map_picture "
+        "report"
+    ),
     (
         "doctor quickstart command_options command_map command_data command_reference "
         "command_prior command_train command_flow command_reweight cli __main__"
