@@ -149,6 +149,9 @@ def pareto_limit(samples: int) -> float:
 
 #: Fewer samples have no tail that could be fitted.
 _FEWEST_FOR_A_TAIL = 25
+# Where no weight is so many times the mean there is no tail either: of nearly equal weights, which
+# pile up at their largest value, the fit is nonsense.
+_EVEN = 5.0
 
 
 def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
@@ -162,16 +165,16 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
         log_weights: (samples,).
 
     Returns:
-        (samples,) and k-hat: -inf where all weights are the same, nan below 25 samples, inf where
-        no distribution fits; the weights then stay as they are.
+        (samples,) and k-hat: -inf where no weight is more than five times the mean, nan below 25
+        samples, inf where no distribution fits; the weights then stay as they are.
 
     Reference: Vehtari et al. 2024, arXiv:1507.02646.
     """
     array = np.log(np.maximum(normalised(log_weights), np.finfo(np.float64).tiny))
-    if np.ptp(array) < 1e-9:
-        return array, float("-inf")
     if len(array) < _FEWEST_FOR_A_TAIL:
         return array, float("nan")
+    if np.exp(array.max()) * len(array) < _EVEN:
+        return array, float("-inf")
     from arviz_stats.base import array_stats
 
     # ArviZ takes log likelihoods, whose importance weights are the inverse: minus the log weights.
@@ -312,11 +315,12 @@ class WeightReport:
     def text(self) -> str:
         """Return the report in a line."""
         forward = "not checked against frames" if self.forward is None else f"{self.forward:.1%}"
+        tail = "no tail" if np.isneginf(self.pareto_k) else f"k-hat {self.pareto_k:.2f}"
         mirrored = f", {self.mirrored:.2%} mirror images left out" if self.mirrored else ""
         state = "" if self.converged else f"; NOT CONVERGED: {'; '.join(self.problems)}"
         return (
             f"{self.effective:,.0f} of {self.samples:,} samples effective ({self.fraction:.1%}; "
-            f"forward {forward}), k-hat {self.pareto_k:.2f}{mirrored}{state}"
+            f"forward {forward}), {tail}{mirrored}{state}"
         )
 
     def record(self) -> dict[str, Any]:
