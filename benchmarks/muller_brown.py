@@ -142,12 +142,12 @@ def run(quick: bool) -> Outcome:
     )
     targets.append(Target("minima of the potential: off by", "last printed digits", 0.5 + 1e-6,
                           worst, source=SPEC))  # fmt: skip
-    length = (20, 3000, 500) if quick else (20, 100_000, 3000)
-    count = 20_000 if quick else 1_000_000
+    length = (20, 1000, 300) if quick else (20, 100_000, 3000)
+    count = 10_000 if quick else 1_000_000
     runs = {name: MB["simulate"](name == "biased", *length) for name in ("unbiased", "biased")}
     density = {n: MB["exact"](with_bias=n == "biased").density for n in runs}
     pmfs = {name: MB["ForceMatched"].fit(*data) for name, data in runs.items()}
-    flows = {n: MB["Density"](x, steps=150 if quick else 600) for n, (x, _) in runs.items()}
+    flows = {n: MB["Density"](x, steps=60 if quick else 600) for n, (x, _) in runs.items()}
     effective, details = {}, {"golden": found}
     for name, (x, forces) in runs.items():
         mean = np.interp(x, GRID, MB["exact"]().force)
@@ -190,7 +190,7 @@ def convergence(flow: Any, pmf: Any, quick: bool, details: dict[str, Any]) -> li
     beyond = GRID >= BARRIER
     bias = float(np.trapezoid(own[beyond], GRID[beyond]) / np.trapezoid(own, GRID)) - exact
     sizes = (300, 3000) if quick else (1000, 10_000, 100_000, 1_000_000)
-    repeats = 8 if quick else 24
+    repeats = 3 if quick else 24
     errors: dict[str, list[float]] = {"exact": [], "learned": []}
     for count in sizes:
         for name, energy in (("exact", true_energy), ("learned", pmf.energy)):
