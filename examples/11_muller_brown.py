@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="picture to write")
     parser.add_argument("--quick", action="store_true", help="seconds, more noise")
     options = parser.parse_args()
-    length = (20, 2000, 500) if options.quick else (40, 10_000, 2000)
+    length = (20, 1000, 300) if options.quick else (40, 10_000, 2000)
     count = 20_000 if options.quick else 200_000
     runs = {name: simulate(name == "biased", *length) for name in ("unbiased", "biased")}
     densities = {

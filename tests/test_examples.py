@@ -141,3 +141,10 @@ def test_slurm_job(road, tmp_path, capsys):
     run("slurm/remd.py", "--input", road, "--output", tmp_path, "--ns", 1, "--seconds", 600)
     assert capsys.readouterr().out.splitlines()[-1] == "8 frames of 16 copies, finished"
     assert {p.name for p in tmp_path.iterdir()} == {"run.h5"}
+
+
+def test_muller_brown(tmp_path, capsys):
+    run("11", "--output", tmp_path / "free.png")
+    shares = re.findall(r"PMF of \w+ ones: ([\d.]+)", capsys.readouterr().out)
+    assert len(shares) == 4 and all(0.001 < float(share) < 0.2 for share in shares)
+    assert (tmp_path / "free.png").stat().st_size > 20_000

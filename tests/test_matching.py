@@ -199,5 +199,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         FLOWS["matching"](dataset, width=9)
     with pytest.raises(InputError, match="no broader density"):
         flow.sample_dataset(10, explore=0.5)
+    assert flow.tolerance == 1e-5
+    drawn = gaussian_like(dataset).sample_dataset(6, largest_force=1e9)
+    assert drawn.forces is not None and drawn.mapping["flow"]["broad"] == 0
     again = build(flow.architecture())
     assert torch.equal(again.double().modes, flow.double().modes)

@@ -53,6 +53,7 @@ class Flow(nn.Module, ABC):
     """
 
     objective: str = "likelihood"
+    explores: bool = False
 
     def __init__(
         self,
@@ -229,7 +230,7 @@ class Flow(nn.Module, ABC):
             count: samples to draw; the dataset has fewer if some are left out.
             explore: share of the broader density (`draw_broadly`), below one; None: a quarter
                 for up to four torsions, else nothing, since most frames of many torsions at
-                random are knots.
+                random are knots, and nothing where the flow knows no broader density.
             visited: (frames, beads, 3), nm, frames to add with the flow's forces and weight zero:
                 those of a run of a PMF that the flow has taught, so that it unlearns the basins
                 it has invented.
@@ -243,7 +244,8 @@ class Flow(nn.Module, ABC):
                 of other beads.
         """
         if explore is None:
-            explore = _EXPLORE if 4 <= self.beads <= 3 + _FEW_TORSIONS else 0.0
+            few = self.explores and 4 <= self.beads <= 3 + _FEW_TORSIONS
+            explore = _EXPLORE if few else 0.0
         if not 0 <= explore < 1:
             raise InputError(f"explore is {explore}; give a share from 0 to below 1")
         limit = None

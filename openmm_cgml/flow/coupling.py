@@ -118,6 +118,7 @@ class CouplingFlow(Flow):
     arXiv:2002.02428; the line Ho et al. 2019, arXiv:1902.00275.
     """
 
+    explores = True
     scale: Tensor
     torsion_spread: Tensor
 
