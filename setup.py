@@ -50,6 +50,8 @@ REQUIRES = [
     "h5py",
     "lightning",
     "pymbar>=4",
+    "arviz-stats",  # Pareto-smoothed importance sampling
+    "torchdiffeq",  # the solver of continuous flows
     "matplotlib",
     "rich",
     "typer",

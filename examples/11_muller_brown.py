@@ -272,8 +272,9 @@ def draw(path: Path, truth: Exact, densities: dict, found: dict) -> None:
         axes[1].plot(centres, profile - profile.min(), color=styles[q][0], ls=styles[u][1],
                      lw=1.4, label=f"density {q}, PMF {u}")  # fmt: skip
     axes[0].set(ylabel="free energy / kT", title="what the frames show", xlabel="x")
-    axes[1].set(title="reweighted", xlabel="x", ylim=(-0.5, 12), xlim=(12, 48))
+    axes[1].set(title="reweighted", xlabel="x")
     for axis in axes:
+        axis.set(ylim=(-0.5, 12), xlim=(12, 48))
         axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
