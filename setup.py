@@ -50,7 +50,9 @@ REQUIRES = [
     "h5py",
     "lightning",
     "pymbar>=4",
-    "arviz-stats",  # Pareto-smoothed importance sampling
+    # Pareto-smoothed importance sampling, which ArviZ's new package has from Python 3.11 on.
+    'arviz-stats>=0.8; python_version >= "3.11"',
+    'arviz<1; python_version < "3.11"',
     "torchdiffeq",  # the solver of continuous flows
     "matplotlib",
     "rich",

@@ -5,6 +5,8 @@ logarithms, normalised or not.
 """
 
 import math
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -175,15 +177,28 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
         return array, float("nan")
     if np.exp(array.max()) * len(array) < _EVEN:
         return array, float("-inf")
-    from arviz_stats.base import array_stats
-
-    # ArviZ takes log likelihoods, whose importance weights are the inverse: minus the log weights.
     with np.errstate(all="ignore"):
-        smoothed, shape = array_stats.psislw(-array)
+        smoothed, shape = _psis(array)
     if not np.isfinite(smoothed).all():  # no distribution fits, as to many equal ones and a few
         return array, float("inf")
     smoothed = np.where(np.isneginf(_as_log_weights(log_weights)), -np.inf, np.asarray(smoothed))
     return np.log(np.maximum(normalised(smoothed), np.finfo(np.float64).tiny)), float(shape)
+
+
+def _psis(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return ArviZ's smoothed log weights and k-hat."""
+    if sys.version_info >= (3, 11):
+        from arviz_stats.base import array_stats
+
+        # It takes log likelihoods, whose importance weights are the inverse: minus the logs.
+        smoothed, shape = array_stats.psislw(-log_weights)
+    else:  # the new package has it from Python 3.11 on, and this is the old one
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it announces the new one
+            import arviz
+
+        smoothed, shape = arviz.psislw(log_weights)
+    return np.asarray(smoothed), float(shape)
 
 
 def without_top(log_weights: np.ndarray, share: float = 0.01) -> tuple[np.ndarray, float]:
