@@ -53,7 +53,7 @@ def reweight_command(
     """
     import torch
 
-    from .boltzmann import energies_of, propose
+    from .boltzmann import energies_of, propose, systematic
     from .files import require_writable
     from .flow_file import load_flow
     from .ranking import rank_pmfs
@@ -84,8 +84,9 @@ def reweight_command(
     )  # fmt: skip
     names = ["-".join(density.topology.label(b) for b in q) for q in quadruples]
     energies = None
-    if frames is not None and frames.weights is None:
-        energies = {n: energies_of(model, frames.positions) for n, model in loaded.items()}
+    if frames is not None:
+        drawn = frames.positions[systematic(frames.probabilities, len(frames), seed)]
+        energies = {n: energies_of(model, drawn) for n, model in loaded.items()}
     notes = [f"{broad:.0%} of the samples are of a broader density."] if broad else []
     write_reweighting(
         output, scores, title=f"{Path(flow).name} weighted by {', '.join(loaded)}",
@@ -100,6 +101,10 @@ def reweight_command(
         say(f"{ensemble}: {samples:,} weighted samples")
     typer.echo(json.dumps([score.record() for score in scores]))
     if not all(score.samples.report.converged for score in scores):
+        say(
+            "not converged: draw more samples, fine-tune the flow, anneal, or combine with a run; "
+            "see docs/boltzmann.md"
+        )
         raise typer.Exit(3)
 
 
