@@ -25,7 +25,7 @@ from .flow.core import Flow
 from .mbar import mbar_target
 from .reweight import Estimate, kish_size, log_mean, normalised
 from .run_file import Run
-from .simulate import Langevin
+from .simulate import Langevin, ProgressBar
 from .system import Model
 from .units import GAS_CONSTANT
 
@@ -187,6 +187,7 @@ def anneal(
     seed: int = 0,
     platform: Any = None,
     backend: str | None = None,
+    progress: bool | None = None,
 ) -> Annealed:
     """Carry a flow's samples to the ensemble of a PMF, by sequential Monte Carlo.
 
@@ -208,6 +209,10 @@ def anneal(
         most_stages: before it gives up.
         seed: of moves and choices.
         platform, backend: as of `Langevin` and `Model.create_force`.
+        progress: show a progress bar; None: if the output is a terminal.
+
+    Returns:
+        The particles with their weights. The error of ln Z adds up those of the stages.
 
     Raises:
         InputError: if there are fewer samples than particles.
@@ -216,35 +221,38 @@ def anneal(
     Reference: Del Moral et al. 2006, doi:10.1111/j.1467-9868.2006.00553.x; for the stages Zhou
     et al. 2016, arXiv:1303.3123; for flows arXiv:2502.18462.
     """
-    if not 2 <= particles <= len(samples):
-        raise InputError(f"particles is {particles}; give 2 to {len(samples)}, the samples")
+    alive, share = _with_weight(samples)
+    if not 2 <= particles <= len(alive):
+        raise InputError(f"particles is {particles}; give 2 to {len(alive)}, the samples")
     if not 0 < keep < 1:
         raise InputError(f"keep is {keep}; give a share between 0 and 1")
     kt = samples.kt
     context = _bridge(flow, model, particles, timestep, friction, seed, platform, backend)
-    positions = np.asarray(samples.positions[:particles])
-    logs, log_z, variance = np.zeros(particles), 0.0, 0.0
+    positions = np.asarray(samples.positions[alive[:particles]])
+    logs, log_z, variance = np.zeros(particles), share, 0.0
     shares, effective, resampled = [0.0], [], 0
-    while shares[-1] < 1:
-        if len(shares) > most_stages:
-            raise CGMLError(
-                f"{most_stages} stages lead to {shares[-1]:.2f} of the PMF; flow and PMF have too "
-                "little in common: fine-tune the flow, or raise most_stages"
+    with ProgressBar(progress, 100, "annealing") as bar:
+        while shares[-1] < 1:
+            bar.update(round(100 * shares[-1]), f"stage {len(shares)}")
+            if len(shares) > most_stages:
+                raise CGMLError(
+                    f"{most_stages} stages lead to {shares[-1]:.2f} of the PMF; flow and PMF have "
+                    "too little in common: fine-tune the flow, or raise most_stages"
+                )
+            energies = energies_of(model, positions)
+            gap = -energies / kt - _log_density(flow, positions)
+            step = _next_step(gap, logs, keep, 1 - shares[-1])
+            rise, error = log_mean(_ratio_terms(logs, step * gap))
+            log_z, variance = log_z + rise, variance + error**2
+            logs = logs + step * gap
+            shares.append(min(1.0, shares[-1] + step))
+            effective.append(kish_size(logs) / particles)
+            if effective[-1] < 0.5:
+                chosen = systematic(normalised(logs), particles, seed + len(shares))
+                positions, logs, resampled = positions[chosen], np.zeros(particles), resampled + 1
+            positions = _moved(
+                context, positions, shares[-1], steps, samples.temperature, seed + len(shares)
             )
-        energies = energies_of(model, positions)
-        gap = -energies / kt - _log_density(flow, positions)
-        step = _next_step(gap, logs, keep, 1 - shares[-1])
-        rise, error = log_mean(_ratio_terms(logs, step * gap))
-        log_z, variance = log_z + rise, variance + error**2
-        logs = logs + step * gap
-        shares.append(min(1.0, shares[-1] + step))
-        effective.append(kish_size(logs) / particles)
-        if effective[-1] < 0.5:
-            chosen = systematic(normalised(logs), particles, seed + len(shares))
-            positions, logs, resampled = positions[chosen], np.zeros(particles), resampled + 1
-        positions = _moved(
-            context, positions, shares[-1], steps, samples.temperature, seed + len(shares)
-        )
     energies = energies_of(model, positions)
     found = weighted_samples(
         positions, samples.topology, samples.temperature, logs, energies,
@@ -255,6 +263,12 @@ def anneal(
         found.report.text(),
     )  # fmt: skip
     return Annealed(found, np.array(shares), np.array(effective), resampled)
+
+
+def _with_weight(samples: WeightedSamples) -> tuple[np.ndarray, float]:
+    """Return which samples are no mirror images, and ln of their share of the flow."""
+    alive = np.flatnonzero(np.isfinite(samples.raw_log_weights))
+    return alive, float(np.log(len(alive) / len(samples)))
 
 
 def _ratio_terms(logs: np.ndarray, more: np.ndarray) -> np.ndarray:
@@ -336,11 +350,13 @@ def combine(samples: WeightedSamples, flow: Flow, run: Run, pmf: Any) -> Weighte
     frames, rungs = _independent(run)
     kt = samples.kt
     temperatures = np.asarray(run.temperatures)
-    positions = np.concatenate([samples.positions, frames - frames.mean(1, keepdims=True)])
-    energies = np.concatenate([samples.energies, energies_of(pmf, frames)])
-    density = _log_density(flow, positions)
+    alive, share = _with_weight(samples)
+    own = samples.positions[alive]
+    positions = np.concatenate([own, frames - frames.mean(1, keepdims=True)])
+    energies = np.concatenate([samples.energies[alive], energies_of(pmf, frames)])
+    density = _log_density(flow, positions) - share
     table = [-density, *(energies / (GAS_CONSTANT * t) for t in temperatures)]
-    states = np.concatenate([np.zeros(len(samples), int), 1 + rungs])
+    states = np.concatenate([np.zeros(len(own), int), 1 + rungs])
     logs, free_energy, error = mbar_target(np.stack(table, axis=1), states, energies / kt)
     return weighted_samples(
         positions, samples.topology, samples.temperature, logs, energies,

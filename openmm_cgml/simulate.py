@@ -399,7 +399,7 @@ class Langevin:
             output, self.model.topology, writer_info, self.ranks.rank, self.ranks.wait
         )
         loop = _Loop(self, writer, stride, total, seconds, checkpoint_seconds)
-        with _Progress(progress and self.ranks.rank == 0, total, "simulating") as bar:
+        with ProgressBar(progress and self.ranks.rank == 0, total, "simulating") as bar:
             stopped = loop.run(bar)
         self.steps_per_second = loop.steps_per_second
         self.ranks.wait()
@@ -584,7 +584,7 @@ class _Loop:
         self._slow = SlowCoordinates(simulation.model.topology, simulation.box_vectors)
         self._sampled, self._sampled_at = "", time.monotonic()
 
-    def run(self, bar: "_Progress") -> str | None:
+    def run(self, bar: "ProgressBar") -> str | None:
         """Run to the end; return why not, or None."""
         started = flushed = time.monotonic()
         first = saved = self.host.currentStep
@@ -881,7 +881,7 @@ def _signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-class _Progress:
+class ProgressBar:
     """A progress bar with time left on a terminal; nothing elsewhere."""
 
     def __init__(self, show: bool | None, total: int, what: str) -> None:
@@ -890,7 +890,7 @@ class _Progress:
         self.show = sys.stderr.isatty() if show is None else show
         self.total, self.what = total, what
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "ProgressBar":
         if self.show:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -908,6 +908,7 @@ class _Progress:
         return self
 
     def update(self, done: int, note: str) -> None:
+        """Show that so much of the total is done."""
         if self.show:
             self._bar.update(self._task, completed=done, note=note)
 

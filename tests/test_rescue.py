@@ -1,5 +1,7 @@
 """The engine beside reweighting: checks, annealing, pooling; exact partition functions."""
 
+from dataclasses import replace
+
 import torch
 
 import numpy as np
@@ -77,6 +79,22 @@ def test_annealing_refuses_what_makes_no_sense(model) -> None:
             propose(wide, 50).weigh(Springs()), wide, model, particles=50, most_stages=1,
             backend=BACKEND,
         )  # fmt: skip
+
+
+def test_mirror_images_stay_out(model) -> None:
+    """Half of the flow's samples: the PMF's Z is then that of the other half."""
+    flow = gaussian_flow(model.topology, 1.3)
+    proposal = propose(flow, 2000, seed=4)
+    mirrored = np.arange(2000) % 2 == 0
+    half = replace(proposal, mirrored=mirrored).weigh(Springs())
+    whole = proposal.weigh(Springs())
+    assert half.free_energy.value - whole.free_energy.value == pytest.approx(
+        flow.kt * np.log(2), abs=4 * half.free_energy.error
+    )
+    found = anneal(half, flow, model, particles=300, steps=20, backend=BACKEND)
+    assert abs(found.samples.free_energy.value - half.free_energy.value) < 1.2
+    with pytest.raises(cgml.InputError, match="2 to 1000"):
+        anneal(half, flow, model, particles=1001)
 
 
 def test_a_run_and_the_flow_together_know_more(model, tmp_path) -> None:
