@@ -22,9 +22,11 @@ import numpy as np
 
 import openmm_cgml as cgml
 from benchmarks.contract import Outcome, Target, main
+from openmm_cgml import plot
 from openmm_cgml.analysis import dihedral_angles, dihedral_distribution, js_divergence
-from openmm_cgml.boltzmann import Proposal, WeightedSamples, propose
+from openmm_cgml.boltzmann import Proposal, WeightedSamples, energies_of, propose
 from openmm_cgml.fine_tuning import fine_tune
+from openmm_cgml.ranking import PMFScore, energy_histograms
 from openmm_cgml.reweight import block_bootstrap
 
 DATA = Path(os.environ.get("CGML_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -121,6 +123,8 @@ def scored(mapping: str, seed: int, quick: bool) -> list[dict[str, Any]]:
             drawn = propose(flow, 1000 if quick else 200_000, seed=seed, held_out=held_out)
             weighted = drawn.weigh(pmf)
             seconds["samples"] = time.perf_counter() - started
+            if (mapping, proposal, seed, tuned) == ("core_beta", "biased", 0, False):
+                draw(weighted, held_out, pmf, TORSIONS[mapping])
             rows.append({
                 "map": mapping, "proposal": proposal, "seed": seed, "tuned": tuned,
                 "seconds": dict(seconds), **weighted.report.record(),
@@ -207,6 +211,36 @@ def excess(blocks: np.ndarray, reference: Any) -> tuple[float, float]:
         resamples=200,
     )
     return js_divergence(blocks.mean(0), whole) - floor - noise, error
+
+
+def draw(
+    weighted: WeightedSamples, held_out: cgml.CGDataset, pmf: Any, torsions: list[list[int]]
+) -> None:
+    """Draw free energies and energies before and after, into the folder CGML_FIGURES."""
+    source = DATA / "ala2" / "reference_free_energy.npz"
+    if not os.environ.get("CGML_FIGURES") or not source.is_file():
+        return
+    import io
+
+    from PIL import Image
+
+    comparison = cgml.compare(
+        weighted.dataset(), source, torsions, temperature=weighted.temperature
+    )
+    flow = dihedral_distribution(dihedral_angles(weighted.positions, torsions))
+    profiles = plot.reweighted_profiles(flow, comparison, ("φ", "ψ"))
+    score = PMFScore("PMF", weighted)
+    energies = plot.energy_distributions(
+        *energy_histograms(score, energies_of(pmf, held_out.positions), bins=50)
+    )
+    parts = [Image.open(io.BytesIO(png)) for png in (profiles, energies)]
+    high = min(part.height for part in parts)
+    parts = [part.resize((part.width * high // part.height, high)) for part in parts]
+    whole = Image.new("RGB", (sum(part.width for part in parts), high), "white")
+    whole.paste(parts[0], (0, 0))
+    whole.paste(parts[1], (parts[0].width, 0))
+    whole = whole.resize((whole.width * 5 // 8, high * 5 // 8), Image.Resampling.LANCZOS)
+    whole.save(Path(os.environ["CGML_FIGURES"]) / "reweighting.png", optimize=True)
 
 
 def targets(rows: list[dict[str, Any]]) -> list[Target]:

@@ -318,7 +318,7 @@ class WeightReport:
         if self.forward is not None and self.forward < _FORWARD * self.fraction:
             found.append(
                 f"held-out frames find {self.forward:.1%} effective and the samples "
-                f"{self.fraction:.1%}: the proposal misses what the frames have"
+                f"{self.fraction:.1%}: flow or PMF misses what the frames have"
             )
         return tuple(found)
 
