@@ -9,6 +9,9 @@ import typer
 from .command_options import Output, Threads, parse_numbers, say
 from .errors import InputError
 
+# ps; seconds of a run, after the model has been compiled once.
+_CHECK = 5.0
+
 
 def reweight_command(
     models: Annotated[list[str], typer.Argument(help="Model files from `cgml train`.")],
@@ -39,8 +42,9 @@ def reweight_command(
         str, typer.Option(help="Range of the first dihedral whose free energy is compared, rad.")
     ] = "0,2.2",
     check: Annotated[
-        float, typer.Option(min=0.0, help="ps of dynamics from weighted samples; 0: none.")
-    ] = 0.0,
+        float | None,
+        typer.Option(min=0.0, help="ps of dynamics from weighted samples; with --compare 5."),
+    ] = None,
     clip: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Leave out so many of the heaviest instead.")
     ] = 0.0,
@@ -80,7 +84,8 @@ def reweight_command(
     proposal = propose(density, samples, seed=seed, broad=broad, held_out=frames)
     scores = rank_pmfs(
         proposal, loaded, reference=_reference(reference), dihedrals=quadruples,
-        state=(low, high), flow=density, check_ps=check, clip=clip, seed=seed,
+        state=(low, high), flow=density, clip=clip, seed=seed,
+        check_ps=_CHECK * compare if check is None else check,
     )  # fmt: skip
     names = ["-".join(density.topology.label(b) for b in q) for q in quadruples]
     energies = None

@@ -9,7 +9,7 @@ import pytest
 from test_flow import flow_of, frames
 
 import openmm_cgml as cgml
-from openmm_cgml import plot, report
+from openmm_cgml import command_reweight, plot, report
 from openmm_cgml.analysis import dihedral_angles
 from openmm_cgml.boltzmann import propose
 from openmm_cgml.ranking import CANNOT_SEE, energy_histograms, rank_pmfs
@@ -171,12 +171,17 @@ def test_one_pmf(made, call, tmp_path) -> None:
     assert ensemble.mapping["boltzmann"]["samples"] == 2000
 
 
-def test_several_pmfs_and_weights_that_have_not_converged(made, call, tmp_path) -> None:
+def test_several_pmfs_and_weights_that_have_not_converged(
+    made, call, tmp_path, monkeypatch
+) -> None:
     folder = made[0]
     arguments = ("--flow", folder / "a.flow", "-o", tmp_path / "page.html", "--samples", 120)
+    monkeypatch.setenv("OPENMM_CGML_BACKEND", "python")
+    monkeypatch.setattr(command_reweight, "_CHECK", 0.1)
     code, out, said = call(folder / "good.pt", folder / "bad.pt", "--compare", *arguments)
     records = json.loads(out)
     assert {r["name"] for r in records} == {"good", "bad"}
+    assert all(r["dynamics"] is not None for r in records)  # of PMFs that are compared
     assert code == 3 and "NOT CONVERGED: " in said  # of 120 samples fewer than 100 are effective
     assert (tmp_path / "page.html").exists()
 
