@@ -31,7 +31,6 @@ ISSUE = "Boltzmann-generators issue"
 SEEDS = (0, 1, 2)
 #: Name -> role in `reweighting.FILES`.
 PMFS = {"never crosses": "unbiased", "equilibrium": "equilibrium", "biased (ESFM)": "forces"}
-reweighting.FILES["unbiased"] = "unbiased.npz"
 FRAMES = 14_000
 #: phi and psi of all atoms.
 ATOMS = [[4, 6, 8, 14], [6, 8, 14, 16]]

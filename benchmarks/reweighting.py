@@ -52,6 +52,7 @@ FILES = {
     "equilibrium": "equilibrium.npz",
     "biased": "wtmetad_gamma1.5.npz",
     "forces": "wtmetad_gamma6.npz",
+    "unbiased": "unbiased.npz",
 }
 
 
