@@ -24,6 +24,7 @@ import scipy.stats
 
 import openmm_cgml as cgml
 from benchmarks.contract import Outcome, Target, main
+from benchmarks.muller_brown import MB
 from openmm_cgml.analysis import dihedral_angles
 from openmm_cgml.correlation import statistical_inefficiency
 from openmm_cgml.mapping.constraints import constraints_from_system
@@ -44,27 +45,11 @@ PACKAGE = resources.files(cgml) / "data" / "quickstart"
 
 # ---------------------------------------------------------------- Müller-Brown
 
-#: Authors' scale, kT = 1: A exp(a (x - X)^2 + b (x - X) (y - Y) + c (y - Y)^2).
-TERMS = (
-    (-17.3, -0.0039, 0.0, -0.0391, 48.0, 8.0),
-    (-8.7, -0.0039, 0.0, -0.0391, 32.0, 16.0),
-    (-14.7, -0.0254, 0.043, -0.0254, 24.0, 32.0),
-    (1.3, 0.00273, 0.0023, 0.00273, 16.0, 24.0),
-)
+#: Energy and slope by x, kT = 1.
+muller_brown = MB["potential"]
 X = np.linspace(10, 50, 401)
 Y = np.linspace(-15, 60, 6001)
 Bias = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-def muller_brown(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the energy and its derivative by x."""
-    energy, slope = np.zeros(np.broadcast(x, y).shape), np.zeros(np.broadcast(x, y).shape)
-    for amplitude, a, b, c, x0, y0 in TERMS:
-        dx, dy = x - x0, y - y0
-        term = amplitude * np.exp(a * dx**2 + b * dx * dy + c * dy**2)
-        energy += term
-        slope += term * (2 * a * dx + b * dy)
-    return energy, slope
 
 
 def mean_force(bias: Bias, subtract: bool = True) -> np.ndarray:
