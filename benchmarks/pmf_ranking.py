@@ -105,7 +105,7 @@ def ranked(seed: int, quick: bool) -> list[dict[str, Any]]:
         source = DATA / "ala2" / "reference_free_energy.npz"
         scores = rank_pmfs(
             proposal, models, reference=files / "reference.npz" if quick else source,
-            dihedrals=TORSIONS["core_beta"], flow=flow, check_ps=1.0 if quick else 10.0,
+            dihedrals=TORSIONS["core_beta"], flow=flow, check_ps=0.1 if quick else 10.0,
             seed=seed, backend="python",
         )  # fmt: skip
     for score in scores:

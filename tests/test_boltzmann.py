@@ -62,12 +62,12 @@ def test_errors_fall_with_the_root_of_the_number_of_samples() -> None:
 
 def test_coupling_and_continuous_flows_are_densities_on_one_measure() -> None:
     """Equal log Z of the same PMF from both."""
-    dataset = frames(4, 2000)
+    dataset = frames(3, 2000)
     pmf = FlowPMF(flow_of(dataset, strength=0.15))
     other = flow_of(dataset, strength=0.1)
-    train, valid = other.sample_dataset(3000, explore=0, seed=5).split(0.9)
+    train, valid = other.sample_dataset(2000, explore=0, seed=5).split(0.9)
     continuous = matching(train, width=16, layers=1, heads=4, tolerance=1e-4)
-    fit_flow(continuous, train, valid, epochs=12, batch_size=128, progress=False)
+    fit_flow(continuous, train, valid, epochs=10, batch_size=128, progress=False)
     for flow in (other, continuous):
         found = propose(flow, 8000 if flow is other else 300, seed=3).weigh(pmf)
         assert found.report.effective > 30

@@ -148,10 +148,10 @@ def test_noise_is_turned_onto_frames_without_reflection() -> None:
 
 
 def test_training_finds_the_density_and_chirality(tmp_path) -> None:
-    dataset = frames(4, 3000, stiff=20.0)
+    dataset = frames(4, 2500, stiff=20.0)
     train, valid = dataset.split(0.8)
     flow = FLOWS["matching"](train, width=16, layers=1, heads=4, tolerance=1e-3)
-    result = fit_flow(flow, train, valid, epochs=25, batch_size=128, progress=False)
+    result = fit_flow(flow, train, valid, epochs=20, batch_size=128, progress=False)
     assert result.metrics["loss"] == "flow_matching"
     still = gaussian_like(train).log_prob(torch.as_tensor(valid.positions)).mean()
     assert result.metrics["log_likelihood"] > float(still.detach()) + 2.0
