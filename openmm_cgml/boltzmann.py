@@ -35,7 +35,7 @@ from .reweight import (
     weight_report,
     without_top,
 )
-from .topology import CGTopology
+from .topology import CGTopology, bonded_beads
 from .units import thermal_energy
 
 _CHUNK = 4096  # frames whose energies are computed together
@@ -106,10 +106,9 @@ class Proposal:
                 -found / self.kt - self.held_out_density, self.held_out.probabilities
             )
         removed = 0.0
+        used = None
         if clip:
             used, removed = without_top(logs, clip)
-        else:
-            used = pareto_smoothed(logs)[0]
         return weighted_samples(
             self.positions, self.topology, self.temperature, logs, energies, used=used,
             forward=forward, removed=removed, mirrored=mirrored,
@@ -156,7 +155,9 @@ def propose(
         raise InputError(f"count is {count}; draw at least 2 samples")
     if not 0 <= broad < 1:
         raise InputError(f"broad is {broad}; give a share from 0 to below 1")
-    many = round(broad * count)
+    _require_same_ensemble(flow, held_out)
+    many = min(round(broad * count), count - 1)
+    broad = many / count
     positions, log_density = flow.sample(count - many, seed)
     if many:
         generator = torch.Generator(device=positions.device).manual_seed(seed + 1)
@@ -170,16 +171,34 @@ def propose(
     return _proposal(flow, positions, log_density, held_out, broad)
 
 
+def log_densities(flow: Flow, positions: Any) -> torch.Tensor:
+    """Return log-densities (frames,) in double precision, in parts that fit in memory.
+
+    Args:
+        flow: in double precision.
+        positions: (frames, beads, 3), nm.
+    """
+    frames = torch.as_tensor(positions, dtype=torch.float64)
+    with torch.no_grad():
+        return torch.cat([flow.log_prob(x).double().cpu() for x in frames.split(_CHUNK)])
+
+
+def _require_same_ensemble(flow: Flow, held_out: CGDataset | None) -> None:
+    if held_out is not None and abs(held_out.temperature - flow.temperature) > 0.5:
+        raise InputError(
+            f"the flow is of {flow.temperature:g} K and the held-out frames of "
+            f"{held_out.temperature:g} K; give frames of the flow's ensemble"
+        )
+
+
 def _proposal(
     flow: Flow, positions: Any, log_density: Any, held_out: CGDataset | None, broad: float
 ) -> Proposal:
     density = None
     if held_out is not None:
         frames = torch.as_tensor(held_out.positions, dtype=torch.float64)
-        with torch.no_grad():
-            found = flow.log_prob(frames)
-            found = _mixed(flow, frames, found, broad) if broad else found
-        density = found.double().cpu().numpy()
+        found = log_densities(flow, frames)
+        density = (_mixed(flow, frames, found, broad) if broad else found).numpy()
     drawn = positions.double().cpu().numpy()
     like = drawn if held_out is None else held_out.positions
     return Proposal(
@@ -203,11 +222,7 @@ def mirror_images(positions: np.ndarray, topology: CGTopology, like: np.ndarray)
         (frames,) bool.
     """
     found = np.zeros(len(positions), dtype=bool)
-    around: dict[int, list[int]] = {}
-    for first, second in topology.bonds:
-        around.setdefault(first, []).append(second)
-        around.setdefault(second, []).append(first)
-    for centre, others in around.items():
+    for centre, others in bonded_beads(topology.bonds).items():
         if len(others) < 3:
             continue
         sense = _sense(like, centre, sorted(others)[:3])
@@ -343,16 +358,17 @@ def weighted_samples(
     Args:
         positions, topology, temperature, energies: as of `WeightedSamples`.
         log_weights: (samples,), raw.
-        used: smoothed or clipped ones; None: smoothed here.
+        used: clipped ones; None: smoothed here.
         log_z: ln Z of the PMF and its error; None: the mean weight.
         forward, removed, mirrored: as of `WeightReport`.
     """
-    report = weight_report(log_weights, forward, removed, mirrored)
+    smoothed, shape = pareto_smoothed(log_weights)
+    report = weight_report(log_weights, forward, removed, mirrored, shape)
     value, error = log_mean(log_weights) if log_z is None else log_z
     kt = float(thermal_energy(temperature))
     return WeightedSamples(
         positions, topology, temperature,
-        pareto_smoothed(log_weights)[0] if used is None else used, log_weights, energies, report,
+        smoothed if used is None else used, log_weights, energies, report,
         Estimate(-kt * value, kt * error, "kJ/mol", report.problems),
     )  # fmt: skip
 
@@ -365,7 +381,7 @@ def systematic(probabilities: np.ndarray, count: int, seed: int) -> np.ndarray:
         count: indices to return.
         seed: of the random numbers.
 
-    Reference: Douc and Cappe 2005, arXiv:cs/0507025, section 2.4.
+    Reference: Douc and Cappe 2005, arXiv:cs/0507025.
     """
     generator = np.random.default_rng(seed)
     places = (np.arange(count) + generator.random()) / count

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+import numpy as np
+
 from .boltzmann import propose
 from .collection import DatasetCollection
 from .dataset import CGDataset
@@ -18,7 +20,7 @@ from .flow.core import Flow
 from .pmf import PMFS
 from .pmf.core import PMF, SumPMF
 from .pmf.prior import fit_prior, fit_prior_table
-from .reweight import expectation, log_mean
+from .reweight import log_mean, normalised
 from .train import FitResult, fit
 
 logger = logging.getLogger(__name__)
@@ -69,19 +71,29 @@ def agreement(flow: Flow, pmf: PMF, samples: int = 20_000, seed: int = 0) -> Agr
         samples: to draw, two or more.
         seed: of the samples.
     """
-    found = propose(flow, samples, seed=seed).weigh(pmf)
-    positions = torch.as_tensor(found.positions)
-    apart = -flow.contacts.repulsion(positions)[0].numpy()
-    log_z = log_mean(found.raw_log_weights)[0]
-    gap = (apart - log_mean(apart)[0]) - (found.raw_log_weights - log_z)
+    proposal = propose(flow, samples, seed=seed)
+    found = proposal.weigh(pmf)
+    raw = found.raw_log_weights
+    apart = -flow.contacts.repulsion(torch.as_tensor(found.positions))[0].numpy()
+    if proposal.mirrored is not None:  # they count for neither
+        apart = np.where(proposal.mirrored, -np.inf, apart)
+    with np.errstate(invalid="ignore"):
+        gap = (apart - log_mean(apart)[0]) - (raw - log_mean(raw)[0])
     return Agreement(
         samples=samples,
         effective=found.report.effective,
         free_energy=found.free_energy.value,
         free_energy_error=found.free_energy.error,
-        flow_to_pmf=expectation(apart, gap)[0],
-        pmf_to_flow=-expectation(found.raw_log_weights, gap)[0],
+        flow_to_pmf=_mean(apart, gap),
+        pmf_to_flow=-_mean(raw, gap),
     )
+
+
+def _mean(log_weights: np.ndarray, values: np.ndarray) -> float:
+    """Return the mean where there is weight; infinite if it is."""
+    weights = normalised(log_weights)
+    counted = weights > 0
+    return float(weights[counted] @ values[counted])
 
 
 @dataclass(frozen=True, eq=False)

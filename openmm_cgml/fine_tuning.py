@@ -12,7 +12,7 @@ from torch import Tensor
 from .boltzmann import energies_of
 from .errors import InputError
 from .flow.core import Flow
-from .flow_training import FlowPMF, Likelihood, scores
+from .flow_training import FlowPMF, Likelihood, degrees_of_freedom, scores
 from .losses import Batch, Mixture, Objective, Terms
 from .train import FitResult, fit
 from .training_data import Frames
@@ -34,7 +34,7 @@ class LogVariance(Objective):
         largest: log weights further from their median, in nats, are cut off there: a twisted
             sample would rule the step.
 
-    Reference: Richter et al. 2020, arXiv:2010.10436, eq. 9 and proposition 1.
+    Reference: Richter et al. 2020, arXiv:2010.10436.
     """
 
     def __init__(self, pmf: Any, samples: int = 256, largest: float = 10.0) -> None:
@@ -53,7 +53,8 @@ class LogVariance(Objective):
         energies = torch.as_tensor(energies_of(self.pmf, drawn.cpu().numpy())).to(drawn)
         gap = flow.log_prob(drawn) + energies / batch.kt
         middle = gap.detach().median()
-        return gap.clamp(middle - self.largest, middle + self.largest).var() / (3 * flow.beads - 6)
+        variance = gap.clamp(middle - self.largest, middle + self.largest).var()
+        return variance / degrees_of_freedom(flow)
 
     def describe(self) -> dict[str, Any]:
         """Return name and settings."""

@@ -17,7 +17,13 @@ import numpy as np
 
 import openmm  # isort: skip
 
-from .boltzmann import WeightedSamples, energies_of, systematic, weighted_samples
+from .boltzmann import (
+    WeightedSamples,
+    energies_of,
+    log_densities,
+    systematic,
+    weighted_samples,
+)
 from .correlation import statistical_inefficiency
 from .engine import find_platform
 from .errors import CGMLError, InputError
@@ -110,27 +116,20 @@ def check_by_dynamics(
     if not run.finished:
         raise CGMLError("the check was interrupted; run it again")
     last = np.asarray(run.positions[-1], dtype=np.float64)
-    order = np.argsort(density := _log_density(flow, samples.positions))
+    order = np.argsort(density := log_densities(flow, samples.positions).numpy())
     edge = density[order][np.searchsorted(np.cumsum(samples.weights[order]), _RARE)]
     mean = samples.expectation(samples.energies)
     now = energies_of(simulation.model, last)
     return DynamicsCheck(
         copies=copies,
         ps=float(ps),
-        outside=float((_log_density(flow, last) < edge).mean()),
+        outside=float((log_densities(flow, last).numpy() < edge).mean()),
         energy=Estimate(
             float(now.mean() - mean.value),
             float(np.hypot(mean.error, now.std(ddof=1) / copies**0.5)),
             "kJ/mol",
         ),
     )
-
-
-def _log_density(flow: Flow, positions: np.ndarray) -> np.ndarray:
-    frames = torch.as_tensor(np.asarray(positions)).to(next(flow.parameters()))
-    with torch.no_grad():
-        found = torch.cat([flow.log_prob(x) for x in frames.split(_CHUNK)])
-    return found.double().cpu().numpy()
 
 
 # ---------------------------------------------------------------- annealing
@@ -240,7 +239,7 @@ def anneal(
                     "too little in common: fine-tune the flow, or raise most_stages"
                 )
             energies = energies_of(model, positions)
-            gap = -energies / kt - _log_density(flow, positions)
+            gap = -energies / kt - log_densities(flow, positions).numpy()
             step = _next_step(gap, logs, keep, 1 - shares[-1])
             rise, error = log_mean(_ratio_terms(logs, step * gap))
             log_z, variance = log_z + rise, variance + error**2
@@ -328,7 +327,9 @@ def _moved(
 # ---------------------------------------------------------------- pooling with a run
 
 
-def combine(samples: WeightedSamples, flow: Flow, run: Run, pmf: Any) -> WeightedSamples:
+def combine(
+    samples: WeightedSamples, flow: Flow, run: Run, pmf: Any, seed: int = 0
+) -> WeightedSamples:
     """Combine a flow's samples with a run of the PMF, at one or several temperatures, by MBAR.
 
     The flow is one state, of reduced energy -ln q and known free energy 0; each rung of the run
@@ -340,6 +341,7 @@ def combine(samples: WeightedSamples, flow: Flow, run: Run, pmf: Any) -> Weighte
         flow: that they were drawn from.
         run: after its equilibration, see `Run.after`.
         pmf: as of `Proposal.weigh`.
+        seed: of the order of the frames.
 
     Returns:
         All frames with their weights at the flow's temperature.
@@ -354,12 +356,14 @@ def combine(samples: WeightedSamples, flow: Flow, run: Run, pmf: Any) -> Weighte
     own = samples.positions[alive]
     positions = np.concatenate([own, frames - frames.mean(1, keepdims=True)])
     energies = np.concatenate([samples.energies[alive], energies_of(pmf, frames)])
-    density = _log_density(flow, positions) - share
+    density = log_densities(flow, positions).numpy() - share
     table = [-density, *(energies / (GAS_CONSTANT * t) for t in temperatures)]
     states = np.concatenate([np.zeros(len(own), int), 1 + rungs])
     logs, free_energy, error = mbar_target(np.stack(table, axis=1), states, energies / kt)
+    # In random order: error bars take blocks of samples for alike.
+    order = np.random.default_rng(seed).permutation(len(positions))
     return weighted_samples(
-        positions, samples.topology, samples.temperature, logs, energies,
+        positions[order], samples.topology, samples.temperature, logs[order], energies[order],
         log_z=(-free_energy, error),
     )  # fmt: skip
 

@@ -144,7 +144,7 @@ def forward_fraction(log_weights: np.ndarray, probabilities: np.ndarray | None =
 def pareto_limit(samples: int) -> float:
     """Return the k-hat below which so many samples give usable estimates, 0.7 at most.
 
-    Reference: Vehtari et al. 2024, arXiv:1507.02646, section 3.
+    Reference: Vehtari et al. 2024, arXiv:1507.02646.
     """
     return min(1 - 1 / math.log10(max(samples, 11)), 0.7)
 
@@ -355,17 +355,19 @@ def weight_report(
     forward: float | None = None,
     removed: float = 0.0,
     mirrored: float = 0.0,
+    pareto_k: float | None = None,
 ) -> WeightReport:
     """Return what weights are worth.
 
     Args:
         log_weights: (samples,), as they are, not smoothed.
         forward, removed, mirrored: as of `WeightReport`.
+        pareto_k: of `pareto_smoothed`, if it is known already.
     """
     return WeightReport(
         samples=len(log_weights),
         effective=kish_size(log_weights),
-        pareto_k=pareto_smoothed(log_weights)[1],
+        pareto_k=pareto_smoothed(log_weights)[1] if pareto_k is None else pareto_k,
         largest=float(normalised(log_weights).max()),
         forward=forward,
         removed=removed,

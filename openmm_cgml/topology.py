@@ -221,13 +221,13 @@ def atom_label(top: Any, index: int) -> str:
 
 def bonded_angles(bonds: Iterable[tuple[int, int]]) -> list[tuple[int, int, int]]:
     """Return all (i, j, k) with bonds i-j and j-k, i < k."""
-    around = _neighbours(bonds)
+    around = bonded_beads(bonds)
     return sorted((i, j, k) for j in around for i in around[j] for k in around[j] if i < k)
 
 
 def bonded_torsions(bonds: Iterable[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
     """Return all (i, j, k, l) with bonds i-j, j-k and k-l, j < k, of four different beads."""
-    around = _neighbours(bonds)
+    around = bonded_beads(bonds)
     return sorted(
         (i, j, k, m)
         for j in around
@@ -241,7 +241,7 @@ def bonded_torsions(bonds: Iterable[tuple[int, int]]) -> list[tuple[int, int, in
 
 def bond_separations(beads: int, bonds: Iterable[tuple[int, int]]) -> np.ndarray:
     """Return the (beads, beads) number of bonds between beads; `beads` where not connected."""
-    around = _neighbours(bonds)
+    around = bonded_beads(bonds)
     separations = np.full((beads, beads), beads)
     for start in range(beads):
         reached, frontier, steps = {start}, [start], 0
@@ -294,7 +294,8 @@ def require_equal_beads(one: CGTopology, other: CGTopology, first: str, second: 
     )
 
 
-def _neighbours(bonds: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
+def bonded_beads(bonds: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
+    """Return the beads bonded to each that has any."""
     around: dict[int, set[int]] = {}
     for i, j in bonds:
         around.setdefault(i, set()).add(j)

@@ -527,6 +527,20 @@ def test_agreement_is_exact_for_a_flow_s_own_energy() -> None:
     assert "effective" in other.text()
 
 
+def test_agreement_survives_samples_without_weight() -> None:
+    flow = flow_of(frames(4))
+
+    class Walled(Shifted):
+        def forward(self, positions, box_vectors=None):
+            energy = super().forward(positions, box_vectors)
+            far = (positions[:, 0] - positions[:, -1]).norm(dim=-1)
+            return torch.where(far > far.median(), math.inf, energy)
+
+    found = agreement(flow, Walled(FlowPMF(flow), 1.0, 0.0), samples=500)
+    assert found.effective == pytest.approx(250, rel=0.1)
+    assert math.isfinite(found.pmf_to_flow) and found.flow_to_pmf == math.inf
+
+
 def test_agreement_is_with_the_flow_whose_beads_are_apart() -> None:
     """A PMF that has the repulsion too agrees with what taught it; one without does not."""
     flow = flow_of(frames(5), strength=0.1)
