@@ -8,7 +8,8 @@ import torch
 
 from .errors import InputError, ModelFileError, first_line
 from .files import atomic_path, require_file
-from .flow.core import Flow, build
+from .flow.core import Density, Flow, build
+from .flow.fiber import FiberFlow
 
 if TYPE_CHECKING:  # lightning takes seconds to import
     from .train import FitResult
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # lightning takes seconds to import
 SCHEMA_VERSION = 1
 
 
-def save_flow(path: str | Path, result: "FitResult | Flow") -> None:
+def save_flow(path: str | Path, result: "FitResult | Density") -> None:
     """Write a flow file; an existing one is replaced only when the new one is complete.
 
     Args:
@@ -30,8 +31,8 @@ def save_flow(path: str | Path, result: "FitResult | Flow") -> None:
     from .version import __version__
 
     pmf = getattr(result, "pmf", None)
-    flow = result if isinstance(result, Flow) else getattr(pmf, "flow", None)
-    if not isinstance(flow, Flow):
+    flow = result if isinstance(result, Density) else getattr(pmf, "flow", None)
+    if not isinstance(flow, Density):
         raise InputError("this is no flow; give what fit_flow returned, or save_model for a PMF")
     card: dict[str, Any] = {
         "kind": "flow",
@@ -39,7 +40,7 @@ def save_flow(path: str | Path, result: "FitResult | Flow") -> None:
         "package_version": __version__,
         "architecture": flow.architecture(),
     }
-    if not isinstance(result, Flow):
+    if not isinstance(result, Density):
         card |= {
             "training": {**result.metrics, "history": result.history},
             "mapping": result.dataset.mapping,
@@ -57,6 +58,30 @@ def load_flow(path: str | Path) -> Flow:
     Raises:
         ModelFileError: if it is no flow file, damaged or of a newer version.
     """
+    flow = _load(path)
+    if not isinstance(flow, Flow):
+        raise ModelFileError(
+            f"{path} holds a split-flow, a density of atoms at given beads; give a flow from "
+            "`cgml flow train`"
+        )
+    return flow
+
+
+def load_split_flow(path: str | Path) -> FiberFlow:
+    """Read a split-flow, which is in double precision and eval mode.
+
+    Raises:
+        ModelFileError: if it is none, damaged or of a newer version.
+    """
+    flow = _load(path)
+    if not isinstance(flow, FiberFlow):
+        raise ModelFileError(
+            f"{path} holds a flow of beads alone; give a split-flow from `cgml flow split`"
+        )
+    return flow
+
+
+def _load(path: str | Path) -> Density:
     flow = build(read_flow_card(path)["architecture"])
     flow.double()
     weights = torch.load(require_file(path), map_location="cpu", weights_only=True)["weights"]

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from .errors import InputError
 from .extrapolation import CoordinateRanges
-from .flow.core import Flow, build
+from .flow.core import Density, Flow, build
+from .flow.fiber import FiberFlow, Solver
 from .losses import Batch, ForceMatching, Mixture, Objective, Terms
 from .pmf.core import PMF
+from .topology import CGTopology
 from .train import FitResult, fit
 from .training_data import Frames, open_sources
 
@@ -18,6 +20,7 @@ _CHUNK = 4096  # frames whose densities are computed together
 
 # Validation frames whose likelihood is told, of flows whose densities are dear.
 _DEAR = 500
+_FIBER_FRAMES = 64
 
 __all__ = ["FlowMatching", "FlowPMF", "Likelihood", "fit_flow"]
 
@@ -26,7 +29,8 @@ class FlowPMF(PMF):
     """The potential of mean force of a flow, -kT ln p, for what takes a PMF: training, weights.
 
     Args:
-        flow: a `Flow`, or the architecture of one.
+        flow: a `Flow` or `FiberFlow` (whose U is of the atoms at given beads), or the architecture
+            of one.
     """
 
     def __init__(self, flow: Any) -> None:
@@ -42,6 +46,11 @@ class FlowPMF(PMF):
         if box_vectors is not None:
             raise InputError("a flow knows whole molecules in free space; leave out the box")
         return -self.flow.kt * self.flow.log_prob(positions)
+
+    def for_topology(self, topology: CGTopology) -> PMF:
+        """Return that of another molecule that the flow was made for; see `PMF.for_topology`."""
+        known = getattr(self.flow, "molecules", {})
+        return FlowPMF(known[topology]) if topology in known else super().for_topology(topology)
 
     def arguments(self) -> dict[str, Any]:
         """Return the flow's architecture."""
@@ -98,7 +107,7 @@ class FlowMatching(Objective):
     def __call__(self, terms: Terms, batch: Batch, differentiable: bool = True) -> Tensor:
         """Return the loss, a scalar."""
         flow = getattr(terms.pmf, "flow", None)
-        if not isinstance(flow, Flow) or flow.objective != "flow_matching":
+        if not isinstance(flow, Density) or flow.objective != "flow_matching":
             raise InputError("flow matching is of a continuous flow; train it by fit_flow")
         normals = batch.normals()
         # The first bead's numbers are free: noise without its mean needs one bead less.
@@ -111,13 +120,13 @@ class FlowMatching(Objective):
         return {"name": "flow_matching"}
 
 
-def degrees_of_freedom(flow: Flow) -> int:
+def degrees_of_freedom(flow: Density) -> int:
     """Return the number of a molecule's internal degrees of freedom."""
     return max(1, 3 * flow.beads - 6)
 
 
 def fit_flow(
-    flow: Flow,
+    flow: Density,
     train: Frames,
     valid: Frames,
     *,
@@ -165,13 +174,15 @@ def fit_flow(
     return scores(flow, valid, result)
 
 
-def scores(flow: Flow, valid: Frames, result: FitResult) -> FitResult:
+def scores(flow: Density, valid: Frames, result: FitResult) -> FitResult:
     """Return the result with the validation frames' mean log-likelihood, nats, and outliers.
 
     The flow is in double precision afterwards. Of a continuous flow the likelihood is that of
     500 frames, evenly spaced.
     """
     flow.double()
+    if isinstance(flow, FiberFlow):
+        return _fiber_scores(flow, valid, result)
     dear = flow.objective == "flow_matching"
     ranges = CoordinateRanges(**result.metrics["ranges"])
     total, counted, outside, weight = 0.0, 0.0, 0.0, 0.0
@@ -188,3 +199,22 @@ def scores(flow: Flow, valid: Frames, result: FitResult) -> FitResult:
             weight += float(weights.sum())
     found = {"log_likelihood": total / counted, "outside_training": outside / weight}
     return replace(result, metrics={**result.metrics, **found})
+
+
+def _fiber_scores(flow: FiberFlow, valid: Frames, result: FitResult) -> FitResult:
+    """Return the result with the mean log-density of some validation frames, by random directions.
+
+    With several molecules each has its own.
+    """
+    several = dict(result.molecules) or {"": result}
+    for (name, one), source in zip(several.items(), open_sources(valid), strict=True):
+        own = flow.molecules.get(source.dataset.topology, flow).double()
+        chunk = next(iter(source.chunks(_CHUNK)))
+        frames = chunk.positions[:: max(1, len(chunk) // _FIBER_FRAMES)][:_FIBER_FRAMES]
+        logs = own.log_prob(frames, density="hutchinson", solver=Solver(steps=20))
+        found = {"log_likelihood": float(logs.mean())}
+        several[name] = replace(one, metrics={**one.metrics, **found})
+    if not result.molecules:
+        return several[""]
+    first = next(iter(several.values()))
+    return replace(first, molecules=several)

@@ -92,12 +92,20 @@ class CGTopology:
                 "again"
             ) from error
 
-    def to_mdtraj(self) -> Any:
+    def to_mdtraj(self, atoms: bool = False) -> Any:
         """Return an mdtraj.Topology; beads are its atoms, with virtual-site elements.
 
         Bead types and masses have no place in mdtraj and are not kept.
+
+        Args:
+            atoms: every bead is one atom, of the element that its mass tells.
+
+        Raises:
+            InputError: if a mass is no element's.
         """
         import mdtraj
+
+        elements = _elements(self) if atoms else [mdtraj.element.virtual] * len(self)
 
         top = mdtraj.Topology()
         for bead, (new_chain, new_residue) in enumerate(self._starts()):
@@ -107,10 +115,10 @@ class CGTopology:
                 residue = top.add_residue(
                     self.residue_names[bead], chain, resSeq=self.residue_ids[bead]
                 )
-            top.add_atom(self.bead_names[bead], mdtraj.element.virtual, residue)
-        atoms = list(top.atoms)
+            top.add_atom(self.bead_names[bead], elements[bead], residue)
+        added = list(top.atoms)
         for i, j in self.bonds:
-            top.add_bond(atoms[i], atoms[j])
+            top.add_bond(added[i], added[j])
         return top
 
     def to_openmm(self) -> Any:
@@ -301,6 +309,25 @@ def bonded_beads(bonds: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
         around.setdefault(i, set()).add(j)
         around.setdefault(j, set()).add(i)
     return around
+
+
+def _elements(topology: CGTopology) -> list[Any]:
+    """Return the mdtraj elements of atoms by their masses."""
+    from mdtraj.core.element import Element
+
+    known = sorted({e for e in Element._elements_by_symbol.values() if e.mass > 0},
+                   key=lambda e: e.mass)  # fmt: skip
+    masses = np.array([e.mass for e in known])
+    found = []
+    for atom, mass in enumerate(topology.masses):
+        nearest = int(np.abs(masses - mass).argmin())
+        if abs(masses[nearest] - mass) > 0.05:
+            raise InputError(
+                f"{topology.label(atom)} has mass {mass:g} Da, which is no element's; give frames "
+                "of atoms, as of the maps heavy_atom or all_atom"
+            )
+        found.append(known[nearest])
+    return found
 
 
 def _read_topology_file(path: Path) -> Any:

@@ -24,7 +24,8 @@ LEVELS = [
     "topology periodic dcd whole_files formats trajectory",
     "mapping/",
     (
-        "correlation reweight mbar exchange dataset_file dataset merging collection force_noise "
+        "correlation reweight mbar exchange dataset_file dataset merging collection molecules "
+        "force_noise "
         "dataset_info convert mapped reference/"
     ),
     "pmf/ flow/",
@@ -48,7 +49,7 @@ LEVELS = [
 # Inside a folder: from files left of it. Folders on one line do not import each other.
 FAMILIES = {
     "mapping": (
-        "core residue molecule custom table_file table martini constraints kinds force_map "
+        "core fiber residue molecule custom table_file table martini constraints kinds force_map "
         "rotation noise"
     ),
     "reference": "repair setup variables bias machine recorder methods session run reporter",
@@ -56,7 +57,10 @@ FAMILIES = {
         "core tracing prior_terms prior_indices prior_rows radial message short_range prior_table "
         "prior_fit prior_contacts prior layers cgnet schnet painn foreign external ensemble"
     ),
-    "flow": "internal transforms samples core coupling velocity matching fiber",
+    "flow": (
+        "internal transforms samples core coupling velocity matching fiber_velocity fiber_fit "
+        "fiber"
+    ),
     "native": "cache library package force ahead",
 }
 # The package's __init__ is below everything: it may name any module, and none may import it.

@@ -28,17 +28,74 @@ _POINTS = 16
 _EXPLORE, _FEW_TORSIONS = 0.25, 4
 
 
-class Flow(nn.Module, ABC):
+class Density(nn.Module, ABC):
+    """What all densities of a molecule have: topology, temperature and a description.
+
+    A subclass defines `log_prob` and `settings`, the constructor's keyword arguments besides
+    topology and temperature.
+
+    Attributes:
+        objective: what `fit_flow` makes small: ``"likelihood"`` (minus it), or
+            ``"flow_matching"``, for which the subclass defines `squared_error`.
+
+    Args:
+        topology: the beads or atoms, or what `arguments` has of them.
+        temperature: of the frames it learns, K.
+    """
+
+    objective: str = "likelihood"
+
+    def __init__(self, topology: CGTopology | dict[str, Any], temperature: float) -> None:
+        super().__init__()
+        if isinstance(topology, dict):
+            topology = CGTopology.from_json(json.dumps(topology))
+        self.topology, self.temperature = topology, float(temperature)
+        self.beads = len(topology)
+
+    @property
+    def kt(self) -> float:
+        """Thermal energy, kJ/mol."""
+        return float(thermal_energy(self.temperature))
+
+    @abstractmethod
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """Return the log-density (frames,) of positions (frames, beads, 3), nm."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's further keyword arguments, JSON-able."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's keyword arguments, JSON-able."""
+        return {
+            "topology": json.loads(self.topology.to_json()),
+            "temperature": self.temperature,
+            **self.settings(),
+        }
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what `build` needs to make this density again, weights aside; JSON-able."""
+        cls = type(self)
+        return {"class": f"{cls.__module__}:{cls.__qualname__}", "arguments": self.arguments()}
+
+    def squared_error(self, positions: Tensor, normals: Tensor, time: Tensor) -> Tensor:
+        """Return the error of a velocity (frames,), of flow matching.
+
+        Args:
+            positions: (frames, beads, 3), nm.
+            normals: (frames, beads, 3) standard normal numbers; those of the first bead are free.
+            time: (frames,), uniform from 0 to 1.
+        """
+        raise NotImplementedError
+
+
+class Flow(Density):
     """A density of the beads of one molecule, its centre of geometry at the origin.
 
     The measure is that of the 3 N - 3 coordinates left, nm^-(3 N - 3), with all orientations: the
     density does not change under rotation, and is normalised over all of them.
 
     A subclass defines `joint_log_prob`, `draw` and `settings`.
-
-    Attributes:
-        objective: what `fit_flow` makes small: ``"likelihood"`` (minus it), or
-            ``"flow_matching"``, for which the subclass defines `squared_error`.
 
     Args:
         topology: the beads, or what `arguments` has of them.
@@ -52,7 +109,6 @@ class Flow(nn.Module, ABC):
     arXiv:2002.07101.
     """
 
-    objective: str = "likelihood"
     explores: bool = False
 
     def __init__(
@@ -62,21 +118,13 @@ class Flow(nn.Module, ABC):
         contacts: Contacts | dict[str, Any],
         channels: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(topology, temperature)
         if not 0 <= channels <= 2:
             raise InputError(f"a flow has {channels} channels; give 0, 1 or 2")
-        if isinstance(topology, dict):
-            topology = CGTopology.from_json(json.dumps(topology))
-        self.topology, self.temperature = topology, float(temperature)
         self.contacts = Contacts(**contacts) if isinstance(contacts, dict) else contacts
-        self.beads, self.channels = len(topology), channels
+        self.channels = channels
         # Plain arrays, not buffers, which would be rounded to the flow's precision.
         self._nodes, self._log_weights = _quadrature(channels, _POINTS)
-
-    @property
-    def kt(self) -> float:
-        """Thermal energy, kJ/mol."""
-        return float(thermal_energy(self.temperature))
 
     @abstractmethod
     def joint_log_prob(self, positions: Tensor, channels: Tensor) -> Tensor:
@@ -103,24 +151,10 @@ class Flow(nn.Module, ABC):
         """Return ln of the density of `draw_broadly` over the flow's own (frames,)."""
         raise NotImplementedError
 
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's further keyword arguments, JSON-able."""
-
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's keyword arguments, JSON-able."""
-        return {
-            "topology": json.loads(self.topology.to_json()),
-            "temperature": self.temperature,
-            "contacts": self.contacts.to_dict(),
-            "channels": self.channels,
-            **self.settings(),
-        }
-
-    def architecture(self) -> dict[str, Any]:
-        """Return what `build` needs to make this flow again, weights aside; JSON-able."""
-        cls = type(self)
-        return {"class": f"{cls.__module__}:{cls.__qualname__}", "arguments": self.arguments()}
+        own = {"contacts": self.contacts.to_dict(), "channels": self.channels}
+        return {**super().arguments(), **own}
 
     def bound(self, positions: Tensor, normals: Tensor) -> Tensor:
         """Return a lower bound of the log-density, exact without channels, (frames,).
@@ -134,10 +168,6 @@ class Flow(nn.Module, ABC):
         """
         normals = normals[:, : self.channels]
         return self.joint_log_prob(positions, normals) - log_normal(normals)
-
-    def squared_error(self, positions: Tensor, normals: Tensor, time: Tensor) -> Tensor:
-        """Return the error of a velocity (frames,); see `MatchingFlow`."""
-        raise NotImplementedError
 
     def smeared(self, positions: Tensor, normals: Tensor, width: float) -> Tensor:
         """Return frames with noise on each coordinate, (frames, beads, 3), nm.
@@ -292,8 +322,8 @@ class Flow(nn.Module, ABC):
         return frames - frames.mean(1, keepdim=True)
 
 
-def build(architecture: dict[str, Any]) -> Flow:
-    """Make the untrained flow that an architecture describes.
+def build(architecture: dict[str, Any]) -> Density:
+    """Make the untrained density that an architecture describes.
 
     Raises:
         InputError: if the class is not one of this package's flows.
@@ -305,7 +335,7 @@ def build(architecture: dict[str, Any]) -> Flow:
             cls = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError:
             pass
-    if not (isinstance(cls, type) and issubclass(cls, Flow)):
+    if not (isinstance(cls, type) and issubclass(cls, Density)):
         raise InputError(f"architecture names {module}:{name}, which is not a flow")
     return cls(**architecture.get("arguments", {}))
 

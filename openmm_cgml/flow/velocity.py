@@ -52,8 +52,7 @@ class Velocity(nn.Module):
             positions: (frames, beads, 3), in units of the molecule's size.
             time: (frames,), from 0 to 1.
         """
-        waves = math.pi * time[:, None] * torch.arange(1, _HARMONICS + 1).to(time)
-        clock = torch.cat([time[:, None] - 0.5, waves.cos(), waves.sin()], dim=1)
+        clock = clock_features(time)
         apart = positions[:, None] - positions[:, :, None]
         lengths = _length(apart)
         # No longer than one, else what is far away would rule.
@@ -66,6 +65,12 @@ class Velocity(nn.Module):
             beads, velocity = layer(beads, radial, directions, clock)
             total = total + velocity
         return total - total.mean(1, keepdim=True)
+
+
+def clock_features(time: Tensor) -> Tensor:
+    """Return smooth functions of times from 0 to 1, (frames,), as (frames, features)."""
+    waves = math.pi * time[:, None] * torch.arange(1, _HARMONICS + 1).to(time)
+    return torch.cat([time[:, None] - 0.5, waves.cos(), waves.sin()], dim=1)
 
 
 class _Attention(nn.Module):

@@ -18,6 +18,7 @@ MAPPINGS = Registry(
         "core_beta": "openmm_cgml.mapping.residue:core_beta",
         "five_bead": "openmm_cgml.mapping.residue:five_bead",
         "heavy_atom": "openmm_cgml.mapping.molecule:heavy_atom",
+        "all_atom": "openmm_cgml.mapping.molecule:all_atom",
         "residue_com": "openmm_cgml.mapping.residue:residue_com",
         "martini": "openmm_cgml.mapping.martini:martini",
         "molecule_com": "openmm_cgml.mapping.molecule:molecule_com",

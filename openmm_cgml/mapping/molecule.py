@@ -13,6 +13,20 @@ from .core import Mapping, com_mapping, slice_mapping
 from .residue import solute_residues
 
 
+def all_atom(top: Any) -> Mapping:
+    """Keep every atom but massless sites, for what is to be generated from coarser beads.
+
+    Water and monatomic ions are left out as by `heavy_atom`.
+
+    Args:
+        top: mdtraj.Topology.
+
+    Returns:
+        A slice map; bead types are residue and atom names, e.g. ``ALA-HA``.
+    """
+    return _atoms(top, "all_atom", hydrogens=True)
+
+
 def heavy_atom(top: Any) -> Mapping:
     """Keep every atom but hydrogens and massless sites.
 
@@ -28,15 +42,19 @@ def heavy_atom(top: Any) -> Mapping:
     Raises:
         InputError: if there are only hydrogens.
     """
+    return _atoms(top, "heavy_atom", hydrogens=False)
+
+
+def _atoms(top: Any, name: str, hydrogens: bool) -> Mapping:
     masses = atom_masses(top)
     atoms = [
         a
         for residue in solute_residues(top)
         for a in residue.atoms
-        if masses[a.index] > 0 and a.element.symbol not in ("H", "D")
+        if masses[a.index] > 0 and (hydrogens or a.element.symbol not in ("H", "D"))
     ]
     types = [f"{a.residue.name}-{a.name}" for a in atoms]
-    return slice_mapping(top, [a.index for a in atoms], name="heavy_atom", types=types)
+    return slice_mapping(top, [a.index for a in atoms], name=name, types=types)
 
 
 def molecule_com(top: Any) -> Mapping:

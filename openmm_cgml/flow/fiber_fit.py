@@ -1,0 +1,237 @@
+"""What a split-flow takes from frames before it is trained: kinds, mean, modes and spreads."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import numpy as np
+
+from ..errors import InputError
+from ..mapping.fiber import Fiber
+from ..topology import CGTopology, bond_separations
+
+# Beads around a bead whose vectors make its frame, and the pairs of them that are multiplied.
+_AROUND = 4
+_CROSSED = ((0, 1), (0, 2), (1, 2))
+_LENGTH = 0.3  # nm, of the products
+
+#: Vectors of a bead's frame.
+FRAME_VECTORS = _AROUND + len(_CROSSED)
+
+# Bonds and residues beyond which two atoms of a chain are no kind of their own.
+_BONDS, _RESIDUES = 6, 2
+
+# Frames that kinds and modes are fitted to.
+_FRAMES = 4000
+
+# Ridge of the mean's coefficients, and least spread along a mode, nm.
+_RIDGE, _LEAST = 1e-4, 1e-3
+_NARROWEST = 2e-3  # nm, of a distance
+
+
+def frame_indices(beads: CGTopology) -> np.ndarray:
+    """Return (beads, 4) the nearest other beads of each along bonds; itself where there are none.
+
+    Args:
+        beads: the beads with their bonds.
+    """
+    separations = bond_separations(len(beads), beads.bonds)
+    found = np.tile(np.arange(len(beads))[:, None], (1, _AROUND))
+    for bead in range(len(beads)):
+        order = np.lexsort((np.abs(np.arange(len(beads)) - bead), separations[bead]))
+        others = order[order != bead][:_AROUND]
+        found[bead, : len(others)] = others
+    return found
+
+
+def frame_vectors(beads: Tensor, indices: np.ndarray) -> Tensor:
+    """Return vectors that turn with the beads (copies, beads, 7, 3), nm.
+
+    Those to the beads around, and products of two of them, which tell mirror images apart.
+
+    Args:
+        beads: (copies, beads, 3), nm.
+        indices: from `frame_indices`.
+    """
+    around = torch.as_tensor(indices, device=beads.device)
+    to = beads[:, around] - beads[:, :, None]
+    crossed = [torch.linalg.cross(to[:, :, i], to[:, :, j]) / _LENGTH for i, j in _CROSSED]
+    return torch.cat([to, torch.stack(crossed, 2)], 2)
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Kinds of sites and of pairs of them, which a network's weights belong to.
+
+    Atoms are of one kind if atom and residue have the same names. Pairs within a residue are of
+    one kind if both are; pairs of residues that are next to each other, or at most two apart, if
+    names, order and number of bonds between are the same; all others if the elements are.
+
+    Attributes:
+        sites, pairs: names.
+        lengths, widths: mean and standard deviation of the distance of each kind of pair, nm.
+        size: of the beads' frames, nm.
+        typical: sites of a molecule.
+        stiff: spread below which deviations count no more for being small, nm.
+    """
+
+    sites: tuple[str, ...]
+    pairs: tuple[str, ...]
+    lengths: tuple[float, ...]
+    widths: tuple[float, ...]
+    size: float
+    typical: int
+    stiff: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, JSON-able."""
+        return asdict(self)
+
+    def of(
+        self, atoms: CGTopology, beads: CGTopology, extra: Iterable[int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return kinds of sites (sites,), of pairs (sites, sites), mean distances and widths, nm.
+
+        Args:
+            atoms: of the molecule.
+            beads: likewise.
+            extra: beads that are sites beside the atoms.
+
+        Raises:
+            InputError: if a kind of atom is not among those that were learned.
+        """
+        site_names, pair_names = _names(atoms, beads, extra)
+        known = {name: k for k, name in enumerate(self.sites)}
+        for number, name in enumerate(site_names):
+            if name not in known:
+                label = atoms.label(number) if number < len(atoms) else name
+                raise InputError(
+                    f"{label} is of a kind that the split-flow has not learned; train it on "
+                    "molecules with such residues"
+                )
+        rows = {name: k for k, name in enumerate(self.pairs)}
+        pair = np.array([[rows.get(name, 0) for name in line] for line in pair_names])
+        return (
+            np.array([known[name] for name in site_names]),
+            pair,
+            np.asarray(self.lengths)[pair],
+            np.asarray(self.widths)[pair],
+        )
+
+
+def _names(
+    atoms: CGTopology, beads: CGTopology, extra: Iterable[int]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the kinds of sites and pairs."""
+    count = len(atoms)
+    residues = [*zip(atoms.chain_ids, atoms.residue_ids, atoms.residue_names, strict=True)]
+    names = [f"{r}-{a}" for r, a in zip(atoms.residue_names, atoms.bead_names, strict=True)]
+    short = list(atoms.bead_names)
+    elements = [_element(m) for m in atoms.masses]
+    for bead in extra:
+        residues.append(
+            (beads.chain_ids[bead], beads.residue_ids[bead], beads.residue_names[bead])
+        )
+        names.append(f"{beads.residue_names[bead]}-{beads.bead_names[bead]} bead")
+        short.append(f"{beads.bead_names[bead]} bead")
+        elements.append("bead")
+    separations = bond_separations(count, atoms.bonds)
+    order = {r: k for k, r in enumerate(dict.fromkeys(residues[:count]))}
+
+    def pair(i: int, j: int) -> str:
+        if i == j:
+            return "self"
+        bonds = int(separations[i, j]) if max(i, j) < count else _BONDS
+        bonds = min(bonds, _BONDS)
+        if residues[i] == residues[j]:
+            return f"{names[i]} {names[j]}"
+        apart = order.get(residues[j], -9) - order.get(residues[i], -9)
+        near = residues[i][0] == residues[j][0] and abs(apart) <= _RESIDUES
+        if near and (abs(apart) == 1 or bonds < _BONDS):
+            return f"{short[i]} {short[j]} {apart:+d} {bonds}"
+        return f"{elements[i]} {elements[j]}"
+
+    sites = len(names)
+    return names, [[pair(i, j) for j in range(sites)] for i in range(sites)]
+
+
+def _element(mass: float) -> str:
+    """Return an element's symbol, or the mass, rounded."""
+    return {1: "H", 12: "C", 14: "N", 16: "O", 31: "P", 32: "S"}.get(round(mass), f"{mass:.0f}")
+
+
+def fit_kinds(
+    molecules: Sequence[tuple[CGTopology, CGTopology, Fiber, np.ndarray]], stiff: float
+) -> Kinds:
+    """Return the kinds of some molecules, and their usual distances.
+
+    Args:
+        molecules: of each its atoms, beads, fiber, and frames (frames, atoms, 3), nm.
+        stiff: nm; see `Kinds`.
+    """
+    sites: dict[str, None] = {}
+    sums: dict[str, np.ndarray] = {"self": np.array([1.0, 0.0, _NARROWEST**2])}
+    square, many = 0.0, 0.0
+    for atoms, beads, fiber, positions in molecules:
+        extra = np.flatnonzero((fiber.matrix != 0).sum(1) != 1)
+        names, pairs = _names(atoms, beads, extra)
+        sites |= dict.fromkeys(names)
+        part = positions[:: max(1, len(positions) // 200)]
+        where = fiber.beads_of(part)
+        part = np.concatenate([part, where[:, extra]], 1)
+        apart = np.linalg.norm(part[:, :, None] - part[:, None], axis=-1)
+        found = np.stack([np.ones_like(apart[0]), apart.mean(0), (apart**2).mean(0)], -1)
+        for i, line in enumerate(pairs):
+            for j, name in enumerate(line):
+                if i != j:
+                    sums[name] = sums.get(name, 0.0) + found[i, j]
+        to = where[:, frame_indices(beads)] - where[:, :, None]
+        square, many = square + float(np.square(to).sum(-1).mean()), many + 1
+    totals = np.array(list(sums.values()))
+    lengths = totals[:, 1] / totals[:, 0]
+    variances = totals[:, 2] / totals[:, 0] - lengths**2
+    return Kinds(
+        tuple(sites), tuple(sums), tuple(lengths.tolist()),
+        tuple(np.sqrt(np.maximum(variances, _NARROWEST**2)).tolist()),
+        max(0.1, (square / many) ** 0.5), len(pairs), stiff,
+    )  # fmt: skip
+
+
+def fit_gaussian(
+    fiber: Fiber, beads: CGTopology, positions: np.ndarray, probabilities: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the Gaussian of atoms at given beads that turns with them.
+
+    Args:
+        fiber: of the map.
+        beads: topology of the beads.
+        positions: (frames, atoms, 3), nm, whole molecules.
+        probabilities: (frames,).
+
+    Returns:
+        Coefficients of the mean (atoms, vectors), modes (atoms, atoms - beads) and standard
+        deviations along them, nm.
+    """
+    chosen = slice(None, None, max(1, len(positions) // _FRAMES))
+    positions = np.asarray(positions[chosen], dtype=np.float64)
+    shares = probabilities[chosen] / probabilities[chosen].sum()
+    where = fiber.beads_of(positions)
+    offsets = fiber.offsets(positions)
+    vectors = frame_vectors(torch.as_tensor(where), frame_indices(beads)).numpy()
+    vectors = vectors[:, fiber.home]
+    mean = np.zeros(vectors.shape[1:3])
+    for atom in range(fiber.atoms):
+        basis = vectors[:, atom] * shares[:, None, None] ** 0.5
+        target = offsets[:, atom] * shares[:, None] ** 0.5
+        square = np.einsum("fvk,fwk->vw", basis, basis)
+        scale = max(np.trace(square) / len(square), 1e-12)
+        onto = np.einsum("fvk,fk->v", basis, target)
+        mean[atom] = np.linalg.solve(square + _RIDGE * scale * np.eye(len(square)), onto)
+    left = offsets - np.einsum("af,bafk->bak", mean, vectors)
+    along = np.einsum("ma,fak->fmk", fiber.basis, left)
+    covariance = np.einsum("f,fmk,fnk->mn", shares, along, along) / 3
+    values, turned = np.linalg.eigh(covariance)
+    return mean, fiber.basis.T @ turned, np.maximum(values, _LEAST**2) ** 0.5
