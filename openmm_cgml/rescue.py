@@ -29,9 +29,10 @@ from .engine import find_platform
 from .errors import CGMLError, InputError
 from .flow.core import Flow
 from .mbar import mbar_target
+from .progress import ProgressBar
 from .reweight import Estimate, kish_size, log_mean, normalised
 from .run_file import Run
-from .simulate import Langevin, ProgressBar
+from .simulate import Langevin
 from .system import Model
 from .units import GAS_CONSTANT
 

@@ -24,6 +24,7 @@ from .extrapolation import Monitor, Sighting
 from .files import segments_folder
 from .force import BACKENDS, FASTEST, backend_problem
 from .parallel import Ranks
+from .progress import ProgressBar
 from .replicas import replicate_topology, start_positions
 from .reporters import ReporterHost
 from .run_file import (
@@ -584,7 +585,7 @@ class _Loop:
         self._slow = SlowCoordinates(simulation.model.topology, simulation.box_vectors)
         self._sampled, self._sampled_at = "", time.monotonic()
 
-    def run(self, bar: "ProgressBar") -> str | None:
+    def run(self, bar: ProgressBar) -> str | None:
         """Run to the end; return why not, or None."""
         started = flushed = time.monotonic()
         first = saved = self.host.currentStep
@@ -879,39 +880,3 @@ def _signals() -> Iterator[list[str]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-class ProgressBar:
-    """A progress bar with time left on a terminal; nothing elsewhere."""
-
-    def __init__(self, show: bool | None, total: int, what: str) -> None:
-        import sys
-
-        self.show = sys.stderr.isatty() if show is None else show
-        self.total, self.what = total, what
-
-    def __enter__(self) -> "ProgressBar":
-        if self.show:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=14),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task(self.what, total=self.total, note="")
-            self._bar.start()
-        return self
-
-    def update(self, done: int, note: str) -> None:
-        """Show that so much of the total is done."""
-        if self.show:
-            self._bar.update(self._task, completed=done, note=note)
-
-    def __exit__(self, *_: Any) -> None:
-        if self.show:
-            self._bar.stop()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Data flows down: a module imports from the lines above its own and from files left of it.
 LEVELS = [
-    "version errors units registry geometry neighbours files",
+    "version errors units registry geometry neighbours files progress",
     "topology periodic dcd whole_files formats trajectory",
     "mapping/",
     (
@@ -38,7 +38,8 @@ LEVELS = [
     "native/ native_prior torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
     (
-        "observables analysis landscape benchmark export backmap entropy ranking plot map_picture "
+        "observables analysis landscape benchmark export backmap quality relaxation atomistic "
+        "entropy ranking plot map_picture "
         "report"
     ),
     (

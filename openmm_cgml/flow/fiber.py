@@ -148,7 +148,12 @@ class FiberFlow(Density):
         self.kinds = Kinds(**kinds) if isinstance(kinds, dict) else kinds
         labels = [beads.label(b) for b in range(len(beads))]
         self.fiber = fiber_of(np.asarray(matrix), self.topology.bonds, labels)
-        self._network = {"width": width, "layers": layers, "heads": heads, "seed": seed}
+        self._network: dict[str, Any] = {
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "seed": seed,
+        }
         # Plain tensors, not buffers, which would be rounded to the flow's precision.
         self.projector, self.lift = map(torch.tensor, (self.fiber.projector, self.fiber.lift))
         self.matrix = torch.tensor(self.fiber.matrix)
