@@ -3,6 +3,7 @@
 Reference: arXiv:2511.01464.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -234,6 +235,8 @@ def generate(
         skip: parts that are left out, of an earlier call.
     """
     flow = loaded(flow)
+    if density is None:
+        flow = copy.deepcopy(flow).float()  # beads are exact all the same
     frames = source if isinstance(source, BeadFrames) else read_beads(source, top, stride=stride)
     many = require_copies(frames.topology, flow.bead_topology, "the trajectory")
     if n < 1 or candidates < 1:

@@ -3,7 +3,7 @@
 Every metric is also told of the reference's own halves or frames, since no sample is perfect.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ class Quality:
         return {
             "structures": f"{self.structures:,}",
             "bead error, largest": f"{self.bead_error:.1e} nm",
-            "bonds within 10 %": f"{self.bonds_right[0]:.3%} (reference {self.bonds_right[1]:.3%})",
+            "bonds within 10 %": "{:.3%} (reference {:.3%})".format(*self.bonds_right),
             "bonds, JS*": told(self.bonds),
             "angles, JS*": told(self.angles),
             "torsions, JS*": told(self.torsions),
@@ -260,7 +260,7 @@ def _torsions(positions: np.ndarray, quadruples: Any) -> np.ndarray:
     return np.arctan2(sine, (left * right).sum(-1))
 
 
-def _one_a_bond(torsions: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def _one_a_bond(torsions: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Return one torsion about each bond."""
     found: dict[tuple[int, int], tuple[int, ...]] = {}
     for torsion in torsions:

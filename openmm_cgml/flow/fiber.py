@@ -24,17 +24,20 @@ from .fiber_velocity import FiberVelocity, Sites
 #: Ways to solve the differential equation: their stages and weights, or adaptive.
 SOLVERS = ("rk4", "euler", "dopri5")
 
-# Frames whose derivatives are in memory together.
-_CHUNK = 256
+# Frames that share the solver's steps; more would not stay in the processor's cache.
+_CHUNK = 64
 
-# Directions whose derivatives are taken together: those of 256 molecules at most.
-_DIRECTIONS = 64
+# Frames times directions whose derivatives are taken together.
+_TOGETHER = 512
 
 # Times when fixed steps end: closer together towards the end, where bonds get their lengths.
 _CROWDING = 1.5
 
 # Times that training draws, likewise.
 _LATE = 1.5
+
+# Standard deviation of a bond's length below which it is taken for constrained, nm.
+_FROZEN = 1e-4
 
 # Spread, in units of the modes' rms, below which errors count no more for being along stiff modes.
 _STIFF = 0.1
@@ -307,7 +310,7 @@ class FiberFlow(Density):
         Args:
             beads: (copies, beads, 3), nm; whole molecules.
             seed: of the random numbers.
-            solver: of the differential equation; None: Runge-Kutta of fourth order in 20 steps,
+            solver: of the differential equation; None: Runge-Kutta of fourth order in 10 steps,
                 or 40 with densities.
             density: ``"exact"``, ``"hutchinson"`` (right on average, so not for weights), or
                 None: no densities.
@@ -319,7 +322,7 @@ class FiberFlow(Density):
         Raises:
             InputError: if the number of beads is another.
         """
-        solver = solver or Solver(steps=20 if density is None else 40)
+        solver = solver or Solver(steps=10 if density is None else 40)
         like = next(self.parameters())
         beads = self._as_beads(beads)
         generator = torch.Generator(device=like.device).manual_seed(seed)
@@ -398,7 +401,7 @@ class FiberFlow(Density):
             )
             return velocity, (change * direction).sum((1, 2))
 
-        size = max(1, _DIRECTIONS * _CHUNK // max(1, len(offsets)) // 16)
+        size = max(1, _TOGETHER // len(offsets))
         total = torch.zeros_like(time)
         for part in directions.split(size):
             velocities, slopes = torch.func.vmap(along)(part)
@@ -565,6 +568,8 @@ def split_flow(
     fibers = [_fiber(part.topology, m) for part, m in zip(parts, maps, strict=True)]
     frames = [np.asarray(part.positions, dtype=np.float64) for part in parts]
     beads = maps[0].topology
+    for part, fiber in zip(parts, fibers, strict=True):
+        _require_free(part, fiber)
     if isinstance(prior, str):
         fitted = fit_gaussian(fibers[0], beads, frames[0], parts[0].probabilities)
         mean, modes, spread = (x.tolist() for x in fitted)
@@ -584,6 +589,26 @@ def split_flow(
     flow.molecules = {p.topology: flow.for_molecule(p.topology, m) for p, m in others}
     flow.molecules[parts[0].topology] = flow
     return flow
+
+
+def _require_free(dataset: CGDataset, fiber: Fiber) -> None:
+    """Refuse frames in which bonds are frozen: they have no density, and an entropy of -inf."""
+    chosen = np.asarray(dataset.positions[:: max(1, len(dataset) // 200)], dtype=np.float64)
+    kept = np.abs(fiber.projector).sum(1) == 0
+    frozen = []
+    for i, j in dataset.topology.bonds:
+        if len(chosen) < 10 or (kept[i] and kept[j]):
+            continue
+        length = np.linalg.norm(chosen[:, i] - chosen[:, j], axis=-1)
+        if length.std() < _FROZEN:
+            frozen.append((i, j))
+    if frozen:
+        first = "-".join(dataset.topology.label(a) for a in frozen[0])
+        raise InputError(
+            f"{len(frozen)} bonds never change their length ({first}, ...): constraints froze "
+            "them, so that the density on the fiber is singular and its entropy minus infinity; "
+            "leave hydrogens out (map heavy_atom) and add them by rule, or run without constraints"
+        )
 
 
 def mapping_of(topology: CGTopology, mapping: Any) -> Mapping:
