@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .backmap import Structures
+from .backmapping import Structures
 from .errors import InputError
 from .reweight import WeightReport, pareto_smoothed, weight_report
 from .units import thermal_energy

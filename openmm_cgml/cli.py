@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .command_backmap import backmap_command, entropy_command
 from .command_data import data_app
 from .command_flow import distill_command, flow_app
 from .command_map import map_command
@@ -32,6 +33,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(flow_app, name="flow")
 app.command("distill")(distill_command)
 app.command("reweight")(reweight_command)
+app.command("backmap")(backmap_command)
+app.command("entropy")(entropy_command)
 
 
 _Model = Annotated[str, typer.Argument(help="Model file from `cgml train`.")]

@@ -8,6 +8,7 @@ from .command_options import Checkpoints, Output, Threads, say
 from .command_prior import make_network, network_settings
 from .errors import InputError
 from .flow import FLOWS
+from .mapping import MAPPINGS
 from .pmf import PMFS
 
 flow_app = typer.Typer(
@@ -104,6 +105,82 @@ def sample_command(
     )
     dataset.save(output)
     say(f"{output}: {dataset.mapping['flow']['text']}")
+
+
+@flow_app.command("split")
+def split_command(
+    dataset: Annotated[
+        str, typer.Argument(help="Dataset of atoms: `cgml map` with heavy_atom or all_atom.")
+    ],
+    mapping: Annotated[
+        str, typer.Option(help=f"From these atoms to beads; one of: {', '.join(MAPPINGS)}.")
+    ],
+    output: Output,
+    valid: Annotated[
+        str | None, typer.Option(help="Validation dataset; else a tenth of each block.")
+    ] = None,
+    molecule: Annotated[
+        str | None, typer.Option(help="Of several kinds of molecules: which, by its residues.")
+    ] = None,
+    prior: Annotated[
+        float | None, typer.Option(min=1e-3, help="Noise, nm; if not said, fitted to the frames.")
+    ] = None,
+    assigned: _Set = None,
+    epochs: _Count = 60,
+    batch_size: _Count = 64,
+    learning_rate: _Rate = 5e-3,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs without a better one.")
+    ] = None,
+    seed: int = 0,
+    checkpoints: Checkpoints = None,
+    threads: Threads = 1,
+) -> None:
+    """Train a split-flow: the density of a molecule's atoms at given beads, for `cgml backmap`.
+
+    Of many equal molecules each is a frame of its own.
+    """
+    import torch
+
+    from .files import require_writable
+    from .flow.fiber import split_flow
+    from .flow_file import save_flow
+    from .flow_training import fit_flow
+
+    torch.set_num_threads(threads)
+    require_writable(output)
+    training, validation = (_molecule(part, molecule) for part in _frames(dataset, valid))
+    settings = network_settings("split", None, None, assigned or (), {"split": split_flow})
+    untrained = split_flow(
+        training, mapping, prior="fitted" if prior is None else prior, seed=seed, **settings
+    )
+    result = fit_flow(
+        untrained, training, validation, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, ema=0.995, schedule="warmup_cosine", patience=patience,
+        seed=seed, directory=checkpoints,
+    )  # fmt: skip
+    save_flow(output, result)
+    say(
+        f"{output}: {len(untrained.bead_topology)} beads to {len(untrained.topology)} atoms, mean "
+        f"log-density of validation frames {result.metrics['log_likelihood']:.2f} nats "
+        f"({untrained.removed} removed degrees of freedom, nm)"
+    )
+
+
+def _molecule(dataset: Any, name: str | None) -> Any:
+    """Return a dataset with one molecule a frame."""
+    from .collection import DatasetCollection
+    from .molecules import single_molecules
+
+    found = single_molecules(dataset)
+    if not isinstance(found, DatasetCollection):
+        return found
+    if name not in found.datasets:
+        raise InputError(
+            f"the dataset has several kinds of molecules ({', '.join(found.datasets)}); choose "
+            "one by --molecule"
+        )
+    return found.datasets[name]
 
 
 def distill_command(

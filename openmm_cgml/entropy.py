@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backmap import BeadFrames, loaded, read_beads
+from .backmapping import BeadFrames, loaded, read_beads
 from .correlation import mean_and_error, statistical_inefficiency
 from .errors import InputError
 from .molecules import require_copies
@@ -363,7 +363,17 @@ def decompose(
                 kt * log.std(ddof=1) / samples**0.5, kt * error,
                 shares.sum() ** 2 / np.square(shares).sum(),
             ])  # fmt: skip
-    return Decomposition(*np.array(rows).T, flow.temperature)
+    columns = np.array(rows).T
+    return Decomposition(
+        columns[0],
+        columns[1],
+        columns[2],
+        columns[3],
+        columns[4],
+        columns[5],
+        columns[6],
+        flow.temperature,
+    )
 
 
 # ---------------------------------------------------------------- which map

@@ -184,6 +184,39 @@ def ranking(names: list[str], divergences: list[float], errors: list[float]) -> 
     return _png(figure)
 
 
+def torsion_planes(plane: Any) -> bytes:
+    """Draw the free energy of reference and structures on the plane of a `TorsionPlane`."""
+    figure, axes = _subplots(1, 2, (8.6, 3.6))
+    for axis, counts, name in (
+        (axes[0], plane.reference, "reference"), (axes[1], plane.made, "backmapped"),
+    ):  # fmt: skip
+        with np.errstate(divide="ignore"):
+            values = -np.log(counts / max(counts.sum(), 1))
+        values = np.where(np.isfinite(values), values - values[np.isfinite(values)].min(), np.nan)
+        mesh = axis.pcolormesh(*plane.edges, values.T, cmap="viridis", vmin=0, vmax=7)
+        axis.set(title=name, xlabel="first component of the torsions")
+        axis.set_facecolor("#efefef")
+    axes[0].set_ylabel("second")
+    figure.colorbar(mesh, ax=list(axes), label="free energy, kT", pad=0.02)
+    return _png(figure)
+
+
+def entropy_trace(values: np.ndarray, errors: np.ndarray, label: str) -> bytes:
+    """Draw an entropy along a trajectory with bands of two standard errors.
+
+    Args:
+        values, errors: (frames,).
+        label: of the axis, with the unit.
+    """
+    figure, axis = _subplots(1, 1, (8.0, 3.0))
+    frames = np.arange(len(values))
+    axis.plot(frames, values, color=_MODEL, lw=1.4)
+    axis.fill_between(frames, values - 2 * errors, values + 2 * errors, color=_MODEL, alpha=0.25)
+    axis.set(xlabel="frame", ylabel=label, xlim=(0, max(1, len(values) - 1)))
+    axis.grid(alpha=0.25)
+    return _png(figure)
+
+
 def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .analysis import js_divergence
-from .backmap import CLASH, Structures
+from .backmapping import CLASH, Structures
 from .errors import InputError
 from .topology import CGTopology, bonded_angles, bonded_beads, bonded_torsions
 
@@ -81,8 +81,7 @@ class Quality:
         diversity: (RMSD to the frame - RMSD to each other) / RMSD to the frame; 0: as different
             from each other as from the frame, nearly 1: all alike. nan with one a frame.
         rmsd: mean and least distance from the frame, nm.
-        plane: rms difference in free energy on the plane of the torsions' principal components,
-            kT, and that of the reference's halves.
+        plane: of the torsions' principal components, or None.
     """
 
     structures: int
@@ -97,7 +96,7 @@ class Quality:
     cis: tuple[int, int]
     diversity: float
     rmsd: tuple[float, float]
-    plane: tuple[float, float]
+    plane: "TorsionPlane | None"
 
     def rows(self) -> dict[str, str]:
         """Return the metrics by name, as text."""
@@ -121,8 +120,9 @@ class Quality:
             "wrong cis peptides": cis,
             "diversity score": f"{self.diversity:.3f}",
             "RMSD to the frame": f"{self.rmsd[0]:.4f} nm, least {self.rmsd[1]:.4f} nm",
-            "torsion plane": f"{self.plane[0]:.3f} kT rms (halves {self.plane[1]:.3f})",
-        }
+            "torsion plane": "-" if self.plane is None else
+            f"{self.plane.difference:.3f} kT rms (halves {self.plane.floor:.3f})",
+        }  # fmt: skip
 
     def text(self) -> str:
         """Return the metrics, a line each."""
@@ -133,13 +133,15 @@ class Quality:
         found: dict[str, Any] = {"structures": self.structures}
         for name in ("bead_error", "graph_distance", "diversity"):
             found[name] = getattr(self, name)
-        for name in ("bonds_right", "clashes", "mirrored", "cis", "rmsd", "plane"):
+        for name in ("bonds_right", "clashes", "mirrored", "cis", "rmsd"):
             found[name] = list(getattr(self, name))
         for name in ("bonds", "angles", "torsions"):
             one: Divergence = getattr(self, name)
             found[name] = {"mean": one.mean, "worst": one.worst[1], "worst_kind": one.worst[0],
                            "kinds": len(one.kinds),
                            "below_0.02": one.share_below(0.02)}  # fmt: skip
+        if self.plane is not None:
+            found["plane"] = [self.plane.difference, self.plane.floor]
         return _finite(found)
 
 
@@ -193,7 +195,7 @@ def assess(
         cis=_cis(made, reference, top),
         diversity=_diversity(made, structures.frame, reference),
         rmsd=_rmsd(made, structures.frame, reference),
-        plane=torsion_plane(made, reference, _one_a_bond(torsions)),
+        plane=torsion_plane(made, reference, top, kept),
     )
 
 
@@ -268,39 +270,63 @@ def _one_a_bond(torsions: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return list(found.values())
 
 
-def torsion_plane(
-    made: np.ndarray, reference: np.ndarray, torsions: list[tuple[int, ...]]
-) -> tuple[float, float]:
-    """Return the rms difference in free energy on a plane, kT, and that of the reference's halves.
+@dataclass(frozen=True, eq=False)
+class TorsionPlane:
+    """Two samples on the first two principal components of torsions of the reference.
 
-    The plane is of the first two principal components of sines and cosines of torsions in the
-    reference. The rms is weighted by the reference, over bins where both have five frames.
+    Attributes:
+        edges: of the bins along either.
+        made, reference: counts (bins, bins).
+        difference: rms difference in free energy, kT, weighted by the reference, over bins where
+            both have five frames.
+        floor: that of the reference's contiguous halves.
+    """
+
+    edges: tuple[np.ndarray, np.ndarray]
+    made: np.ndarray
+    reference: np.ndarray
+    difference: float
+    floor: float
+
+
+def torsion_plane(
+    made: np.ndarray, reference: np.ndarray, topology: CGTopology, kept: np.ndarray
+) -> TorsionPlane | None:
+    """Return structures and reference on the plane of the torsions that beads do not give.
+
+    One torsion about each bond that has an atom that is no bead; sines and cosines.
 
     Args:
         made, reference: (frames, atoms, 3), nm.
-        torsions: atom indices.
+        topology: the atoms.
+        kept: (atoms,) which are beads.
+
+    Returns:
+        None if there are no such torsions.
     """
+    torsions = _one_a_bond([t for t in bonded_torsions(topology.bonds) if not kept[list(t)].all()])
     if not torsions:
-        return float("nan"), float("nan")
+        return None
     features = [
-        np.concatenate([np.sin(a), np.cos(a)], 1) for a in
-        (_torsions(made, torsions), _torsions(reference, torsions))
-    ]  # fmt: skip
+        np.concatenate([np.sin(a), np.cos(a)], 1)
+        for a in (_torsions(made, torsions), _torsions(reference, torsions))
+    ]
     centre = features[1].mean(0)
     axes = np.linalg.svd(features[1] - centre, full_matrices=False)[2][:2]
     planes = [(f - centre) @ axes.T for f in features]
-    edges = [np.linspace(planes[1][:, k].min(), planes[1][:, k].max(), _PLANE_BINS + 1)
-             for k in (0, 1)]  # fmt: skip
+    first, second = (
+        np.linspace(planes[1][:, k].min(), planes[1][:, k].max(), _PLANE_BINS + 1) for k in (0, 1)
+    )
 
     def histogram(points: np.ndarray) -> np.ndarray:
-        return np.histogram2d(points[:, 0], points[:, 1], edges)[0]
+        return np.histogram2d(points[:, 0], points[:, 1], (first, second))[0]
 
     half = len(planes[1]) // 2
     ours, theirs = histogram(planes[0]), histogram(planes[1])
-    return (
-        _free_energy_rms(ours, theirs),
+    return TorsionPlane(
+        (first, second), ours, theirs, _free_energy_rms(ours, theirs),
         _free_energy_rms(histogram(planes[1][:half]), histogram(planes[1][half:])),
-    )
+    )  # fmt: skip
 
 
 def _free_energy_rms(one: np.ndarray, other: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .backmap import Structures
+from .backmapping import Structures
 from .errors import InputError, first_line
 from .topology import CGTopology
 
@@ -203,9 +203,7 @@ def _hold(system: Any, beads: np.ndarray, slices: np.ndarray, place: np.ndarray)
         springs.addPerBondParameter(axis)
     for bond, bead in enumerate(np.flatnonzero(~slices)):
         members = np.flatnonzero(beads[bead])
-        springs.addGroup(
-            [int(place[a]) for a in members], [float(w) for w in beads[bead, members]]
-        )
+        springs.addGroup(place[members].tolist(), beads[bead, members].tolist())
         springs.addBond([bond], [0.0, 0.0, 0.0])
     system.addForce(springs)
     return springs

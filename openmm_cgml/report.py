@@ -11,6 +11,7 @@ import numpy as np
 from . import plot
 from .analysis import Comparison, dihedral_angles, dihedral_distribution
 from .files import atomic_path
+from .quality import Quality
 from .ranking import CANNOT_SEE, PMFScore, energy_histograms
 from .reweight import Estimate
 
@@ -223,6 +224,51 @@ def write_reweighting(
         ]
         sections.append(_table(_score_numbers(score)))
     _write_page(path, title, lead, [*notes, *warnings, CANNOT_SEE], cards, sections)
+
+
+def write_backmapping(
+    path: str | Path, quality: Quality, *, title: str, lead: str, notes: Sequence[str] = ()
+) -> None:
+    """Write a page about backmapped structures.
+
+    Args:
+        path: the .html file.
+        quality: from `assess`.
+        title, lead: heading, and a sentence below it.
+        notes: caveats, shown above everything else.
+    """
+    cards = [
+        (f"{quality.structures:,}", "structures"),
+        (f"{quality.bead_error:.0e} nm", "largest distance of a bead from its place"),
+        (f"{quality.bonds.mean:.4f}", "JS* of bonds, nats, mean over kinds"),
+        (f"{quality.torsions.mean:.4f}", "JS* of torsions, nats, mean over kinds"),
+        (f"{quality.clashes[0]:.2%}", f"residues that clash (reference {quality.clashes[1]:.2%})"),
+        (str(quality.mirrored[0]), f"wrong stereocentres of {quality.mirrored[1]:,}"),
+    ]
+    sections = ["<h2>Metrics</h2>", _table(quality.rows())]
+    if quality.plane is not None:
+        sections += [
+            "<h2>Torsions that the beads do not give</h2>",
+            _figure(
+                plot.torsion_planes(quality.plane),
+                "Free energy on the first two principal components of sines and cosines of one "
+                "torsion about each bond with an atom that is no bead; the reference's axes. The "
+                f"difference is {quality.plane.difference:.2f} kT rms, that of the reference's "
+                f"halves {quality.plane.floor:.2f}.",
+            ),
+        ]
+    for name, found in (("bonds", quality.bonds), ("angles", quality.angles),
+                        ("torsions", quality.torsions)):  # fmt: skip
+        worst = np.argsort(-found.values)[:10]
+        sections += [
+            f"<h2>The ten worst {name}</h2>",
+            _grid(
+                ("kind", "JS*, nats", "reference's halves"),
+                [(found.kinds[k], f"{found.values[k]:.4f}", f"{found.floors[k]:.4f}")
+                 for k in worst],
+            ),
+        ]  # fmt: skip
+    _write_page(path, title, lead, notes, cards, sections)
 
 
 _SCORE_HEAD = ("PMF", "effective", "forward", "k-hat", "JS*, nats", "ΔF error, kJ/mol",

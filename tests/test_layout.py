@@ -38,13 +38,13 @@ LEVELS = [
     "native/ native_prior torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
     (
-        "observables analysis landscape benchmark export backmap quality relaxation atomistic "
+        "observables analysis landscape benchmark export backmapping quality relaxation atomistic "
         "entropy ranking plot map_picture "
         "report"
     ),
     (
         "doctor quickstart command_options command_map command_data command_reference "
-        "command_prior command_train command_flow command_reweight cli __main__"
+        "command_prior command_train command_flow command_reweight command_backmap cli __main__"
     ),
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.

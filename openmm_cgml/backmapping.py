@@ -414,6 +414,25 @@ def write_backmapped(
     return _consolidated(output, folder, repeated(flow.topology, _many(flow, frames)), kind)
 
 
+def read_structures(written: Written, frames: BeadFrames) -> Structures:
+    """Return structures that were written, in the files' precision.
+
+    Args:
+        written: from `write_backmapped`.
+        frames: the beads that they are of.
+    """
+    import mdtraj
+
+    trajectory = mdtraj.load(str(written.trajectory), top=str(written.topology))
+    with np.load(written.table) as table:
+        frame = table["frame"]
+        logs = table["log_density"] if "log_density" in table else None
+    topology = CGTopology.from_mdtraj(trajectory.topology)
+    box = None if frames.box is None else frames.box[frame]
+    positions = np.asarray(trajectory.xyz, dtype=np.float64)
+    return Structures(positions, frames.positions[frame], frame, topology, logs, box)
+
+
 def _many(flow: "FiberFlow", frames: BeadFrames) -> int:
     return len(frames.topology) // len(flow.bead_topology)
 
