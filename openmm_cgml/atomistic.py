@@ -91,7 +91,8 @@ def atomistic_weights(
     with `bead_weights` exp(-(W - U) / kT) of your own.
 
     Args:
-        structures: with exact log-densities.
+        structures: with exact log-densities (those of random directions are right on average
+            alone, and their exponentials are not; `Structures.exact` tells).
         energies: u (structures,), kJ/mol, of the physical potential, without any bias; see
             `system_energies`.
         bead_energies: U (frames,), kJ/mol, of the PMF that the beads are an ensemble of; one of
@@ -110,6 +111,11 @@ def atomistic_weights(
         why = "were relaxed since" if structures.relaxed else "were generated without"
         raise InputError(
             f"the structures {why} log-densities; generate them with density='exact', unrelaxed"
+        )
+    if not structures.exact:
+        raise InputError(
+            "the log-densities are of random directions, right on average, so that weights made "
+            "of them would be wrong; generate the structures with density='exact'"
         )
     kt = float(thermal_energy(temperature))
     u = np.asarray(energies, dtype=np.float64)

@@ -48,6 +48,7 @@ class Structures:
             not asked for, or was lost.
         box: (structures, 3, 3) box vectors, nm, or None.
         relaxed: whether they were relaxed since; then they have no density any more.
+        exact: whether the densities are exact, not those of random directions.
     """
 
     positions: np.ndarray
@@ -57,6 +58,7 @@ class Structures:
     log_density: np.ndarray | None = None
     box: np.ndarray | None = None
     relaxed: bool = False
+    exact: bool = True
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -210,7 +212,7 @@ def join(parts: list[Structures]) -> Structures:
         np.concatenate([p.positions for p in parts]), np.concatenate([p.beads for p in parts]),
         np.concatenate([p.frame for p in parts]), first.topology,
         np.concatenate(densities) if densities else None,
-        np.concatenate(boxes) if boxes else None, first.relaxed,
+        np.concatenate(boxes) if boxes else None, first.relaxed, first.exact,
     )  # fmt: skip
 
 
@@ -257,7 +259,8 @@ def generate(
             positions, logs = _made(
                 flow, beads, many, box, density, solver, candidates, [seed, number]
             )
-            yield Structures(positions, beads, part, topology, logs, box)
+            exact = density != "hutchinson"
+            yield Structures(positions, beads, part, topology, logs, box, exact=exact)
 
 
 def _made(

@@ -155,17 +155,17 @@ def mapping_entropy(
     _require_one(flow, frames)
     if samples < 2:
         raise InputError(f"samples is {samples}; give at least 2, for error bars")
-    logs = np.empty((len(frames), samples))
+    values = np.empty((len(frames), samples))
     size = max(1, _SAMPLES // samples)
     with ProgressBar(progress, len(frames), "entropies") as bar:
         for start in range(0, len(frames), size):
             bar.update(start, f"frame {start} of {len(frames)}")
             part = np.repeat(frames.positions[start : start + size], samples, 0)
-            found = flow.sample(part, seed + start, solver=solver, density=density)[1]
-            logs[start : start + size] = found.cpu().numpy().reshape(-1, samples)
+            found = flow.entropies(part, seed + start, solver=solver, density=density)
+            values[start : start + size] = found.cpu().numpy().reshape(-1, samples)
     return _entropy(
-        flow, -logs.mean(1), logs.std(1, ddof=1) / samples**0.5, "model", reference, length_unit,
-        convention, frames.weights, frames.positions,
+        flow, values.mean(1), values.std(1, ddof=1) / samples**0.5, "model", reference,
+        length_unit, convention, frames.weights, frames.positions,
     )  # fmt: skip
 
 
@@ -420,6 +420,7 @@ def compare_mappings(
     weights: np.ndarray | None = None,
     samples: int = 2,
     density: str = "exact",
+    solver: "Solver | None" = None,
     reference: str = "length",
     seed: int = 0,
 ) -> list[MapEntropy]:
@@ -434,7 +435,7 @@ def compare_mappings(
         positions: (frames, atoms, 3), nm, that none has learned from.
         weights: (frames,) of frames of a biased run.
         samples: of each frame, for the model's estimate.
-        density: as of `mapping_entropy`.
+        density, solver: as of `mapping_entropy`.
         reference: as of `MappingEntropy`.
         seed: of the samples.
 
@@ -457,6 +458,7 @@ def compare_mappings(
         beads = flow.fiber.beads_of(np.asarray(positions, dtype=np.float64))
         choice: dict[str, Any] = {
             "density": density, "reference": reference, "convention": "coordinates", "seed": seed,
+            "solver": solver,
         }  # fmt: skip
         frames = BeadFrames(beads, flow.bead_topology, None, weights)
         found.append(

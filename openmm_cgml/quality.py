@@ -311,11 +311,12 @@ def torsion_plane(
         np.concatenate([np.sin(a), np.cos(a)], 1)
         for a in (_torsions(made, torsions), _torsions(reference, torsions))
     ]
+    bins = int(min(_PLANE_BINS, max(4, (len(reference) / 20) ** 0.5)))
     centre = features[1].mean(0)
     axes = np.linalg.svd(features[1] - centre, full_matrices=False)[2][:2]
     planes = [(f - centre) @ axes.T for f in features]
     first, second = (
-        np.linspace(planes[1][:, k].min(), planes[1][:, k].max(), _PLANE_BINS + 1) for k in (0, 1)
+        np.linspace(planes[1][:, k].min(), planes[1][:, k].max(), bins + 1) for k in (0, 1)
     )
 
     def histogram(points: np.ndarray) -> np.ndarray:

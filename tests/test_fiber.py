@@ -23,7 +23,7 @@ from openmm_cgml.errors import InputError
 from openmm_cgml.flow.fiber import FiberFlow, Solver, integrate, split_flow
 from openmm_cgml.flow.fiber_fit import FRAME_VECTORS, Kinds, frame_indices
 from openmm_cgml.flow_training import fit_flow
-from openmm_cgml.mapping.core import Mapping, group_mapping, slice_mapping
+from openmm_cgml.mapping.core import Mapping, slice_mapping
 from openmm_cgml.mapping.fiber import fiber_of
 from openmm_cgml.units import thermal_energy
 
@@ -257,9 +257,10 @@ EXACT = Solver("dopri5", tolerance=1e-11)
 
 
 @pytest.mark.parametrize("noise", [None, 0.08])
-def test_gaussian_molecules_are_exact(matrix, noise) -> None:
+@pytest.mark.parametrize("name", ["slice", "overlap"])
+def test_gaussian_molecules_are_exact(name, noise) -> None:
     """Entropy, fiber averages and W = E - TS in closed form, with the velocity that is known."""
-    precision = springs(7, 100.0, seed=5)
+    matrix, precision = MATRICES[name], springs(7, 100.0, seed=5)
     flow = gaussian_flow(matrix, precision, noise)
     beads = np.einsum("ba,fak->fbk", matrix, random_chain(2, 7, seed=6))
     frames = BeadFrames(beads, flow.bead_topology)
@@ -281,9 +282,8 @@ def test_gaussian_molecules_are_exact(matrix, noise) -> None:
     whole = -energy(atoms.numpy()) / KT - (-exact_w / KT)
     assert np.abs(whole - (logs.numpy() + flow.fiber.log_volume)).max() < 1e-8
     # Averages over samples have their own noise.
-    found = mapping_entropy(flow, frames, 200, convention="coordinates", solver=Solver(steps=8))
-    z = (found.values - wanted) / found.errors
-    assert np.abs(z).max() < 4
+    found = mapping_entropy(flow, frames, 2, convention="coordinates", solver=EXACT)
+    assert np.abs(found.values - wanted).max() < 1e-8
     quick = {"solver": Solver(steps=4), "seed": 1}
     thermodynamic = mapping_entropy(flow, frames, 2, **quick)
     same = mapping_entropy(flow, frames, 2, convention="coordinates", **quick)
@@ -302,8 +302,8 @@ def test_bead_spring_entropy_is_the_known_constant(every, wanted) -> None:
     assert gaussian_entropy(flow.spread.numpy()) == pytest.approx(2 * wanted, abs=1e-6)
     beads = random_chain(1, 3, seed=2, size=1.0)
     frames = BeadFrames(beads, flow.bead_topology)
-    found = mapping_entropy(flow, frames, 400, solver=Solver(steps=5))
-    assert abs(found.values[0] - 2 * wanted) < 4 * found.errors[0]
+    found = mapping_entropy(flow, frames, 2, solver=Solver(steps=5))
+    assert found.values[0] == pytest.approx(2 * wanted, abs=1e-6)
     angstrom = mapping_entropy(
         flow, frames, 2, solver=Solver(steps=10), length_unit="angstrom", seed=4
     )
@@ -344,7 +344,7 @@ def ends(frames: int, seed: int, low: float = 0.2, high: float = 0.4) -> np.ndar
     return np.stack([0 * axis, axis], 1)
 
 
-def entropies(flow: FiberFlow, distances: list[float], samples: int = 200) -> np.ndarray:
+def entropies(flow: FiberFlow, distances: list[float], samples: int = 60) -> np.ndarray:
     beads = np.array([[[0, 0, 0], [d, 0, 0]] for d in distances])
     frames = BeadFrames(beads, flow.bead_topology)
     return mapping_entropy(flow, frames, samples, solver=Solver(steps=16)).values
@@ -372,11 +372,11 @@ def test_trained_entropy_depends_on_the_beads() -> None:
     noise = np.random.default_rng(3).normal(size=(6000, 3)) * width(distance)[:, None]
     positions = np.stack([kept[:, 0], kept.mean(1) + noise, kept[:, 1]], 1)
     flow = trained(positions, np.eye(3)[[0, 2]])
-    asked = [0.22, 0.3, 0.38]
+    asked = [0.22, 0.26, 0.3, 0.34, 0.38]
     wanted = [gaussian_entropy(width(np.array([d]))) for d in asked]
-    found = entropies(flow, asked)
-    assert np.abs(found - wanted).max() / 3 < 0.05
-    assert abs(np.mean(found - wanted)) / 3 < 0.02
+    gap = (entropies(flow, asked) - wanted) / 3
+    assert abs(gap.mean()) < 0.02
+    assert np.abs(gap).max() < 0.08  # shrunk towards the mean, the more the less it is trained
 
 
 def ring_entropy(distance: float, length: float, width: float) -> float:
@@ -460,21 +460,27 @@ def test_maps_are_ranked_by_what_they_lose() -> None:
         for n, p in inner.items()
     }
     generator = np.random.default_rng(0)
-    lengths = generator.normal(size=(60, 5, 3)) / np.sqrt(stiff)[:, None]
-    positions = np.concatenate([np.zeros((60, 1, 3)), np.cumsum(lengths, 1)], 1)
-    ranked = compare_mappings(flows, positions, samples=2)
+    lengths = generator.normal(size=(24, 5, 3)) / np.sqrt(stiff)[:, None]
+    positions = np.concatenate([np.zeros((24, 1, 3)), np.cumsum(lengths, 1)], 1)
+    quick = Solver(steps=5)
+    ranked = compare_mappings(flows, positions, samples=2, solver=quick)
     assert [one.name for one in ranked] == ["pairs", "ends"] and exact["pairs"] < exact["ends"]
     for one in ranked:
-        for found in (one.data, one.model):
-            assert abs(found.mean[0] - exact[one.name]) < 4 * found.mean[1]
+        assert abs(one.data.mean[0] - exact[one.name]) < 4 * one.data.mean[1]
+        assert one.model.mean[0] == pytest.approx(exact[one.name], abs=1e-6)
         assert abs(one.gap[0]) < 4 * one.gap[1]
     flows["fewer"] = gaussian_flow(np.eye(6)[[0, 5]], precision, None)
     with pytest.raises(InputError, match="different numbers of beads.*reference='volume'"):
         compare_mappings(flows, positions)
-    names = [one.name for one in compare_mappings(flows, positions, reference="volume")]
+    names = [
+        one.name for one in compare_mappings(flows, positions, reference="volume", solver=quick)
+    ]
     scaled = {n: gaussian_flow(m, precision / 100, None) for n, m in
               (("pairs", first), ("ends", second), ("fewer", np.eye(6)[[0, 5]]))}  # fmt: skip
-    again = [one.name for one in compare_mappings(scaled, 10 * positions, reference="volume")]
+    again = [
+        one.name
+        for one in compare_mappings(scaled, 10 * positions, reference="volume", solver=quick)
+    ]
     assert names == again  # another unit of length
 
 
@@ -517,10 +523,9 @@ def test_several_molecules_are_learned_together() -> None:
         split_flow(collection, every_other)
 
 
-def test_weights_by_hutchinson_are_refused_where_they_would_be_used() -> None:
+def test_bad_arguments_are_named() -> None:
     flow = random_flow(MATRICES["slice"])
     with pytest.raises(InputError, match="choose exact or hutchinson"):
         flow.sample(random_chain(2, 3), density="about")
     with pytest.raises(InputError, match="takes 3 beads"):
         flow.sample(random_chain(2, 4))
-    assert group_mapping is not None
