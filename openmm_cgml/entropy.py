@@ -79,6 +79,8 @@ class MappingEntropy:
     @property
     def mean(self) -> tuple[float, float]:
         """Mean over the frames and its standard error, of correlated frames."""
+        if np.ptp(self.values) < 1e-9 * (1 + np.abs(self.values).max()):
+            return float(self.values.mean()), 0.0
         if np.ptp(self.weights) < 1e-12 * self.weights.max():
             return mean_and_error(self.values)
         mean = float(self.weights @ self.values)

@@ -16,34 +16,35 @@ ROOT = Path(__file__).resolve().parent.parent
 STRUCTURES = ROOT / "tests" / "data" / "structures"
 PRESETS = [
     "calpha", "calpha_cbeta", "backbone", "core_beta", "five_bead", "heavy_atom", "residue_com",
-    "martini", "molecule_com",
+    "martini", "molecule_com", "all_atom",
 ]  # fmt: skip
 
 # Beads in the order of PRESETS, counted by hand; None: refused. For a protein of n residues, g of
 # them glycines: calpha n, calpha_cbeta n + (n - g), backbone 3 n, core_beta 3 n + (n - g),
-# five_bead one more a residue for O, residue_com n.
+# five_bead one more a residue for O, residue_com n. All atoms: villin 576 but for 14 hydrogens that
+# the file's norleucines lack; insulin C257 H381 N65 O77 S6 at its charge of -2; DMPC 118 each.
 COUNTS = {
     # ACE-ALA-NME: CA; CA, CB; caps add C and N to the backbone, C, O and N to five_bead. Heavy:
     # ACE 3 + ALA 5 + NME 2. Martini: one bead each.
-    "capped alanine": (1, 2, 5, 6, 8, 10, 3, 3, 1),
+    "capped alanine": (1, 2, 5, 6, 8, 10, 3, 3, 1, 22),
     # YYDPETGTWY: n = 10, g = 1. Heavy: Y 12 x 3, D 8, P 7, E 9, T 7 x 2, G 4, W 14 = 92, and OXT.
     # Martini: Y 4 x 3, D P E T T 2 each, G 1, W 5.
-    "chignolin": (10, 19, 30, 39, 49, 93, 10, 28, 1),
+    "chignolin": (10, 19, 30, 39, 49, 93, 10, 28, 1, 166),
     # LSDEDFKAVFGMTRSAFANLPLWxQQHLxKEKGLF, x norleucine: n = 35, g = 2, and 52 waters. Heavy:
     # L 8x5, S 6x2, D 8x2, E 9x2, F 11x4, K 9x3, A 5x3, V 7, G 4x2, M 8, T 7, R 11, N 8, P 7, W 14,
     # x 8x2, Q 9x2, H 10 = 286, and OXT. Martini: A 1x3, G 1x2, K 3x3, R 3, F 4x4, W 5, H 4, the
     # other 20 residues 2 each. Molecules: the protein and the waters.
-    "villin, two norleucines": (35, 68, 105, 138, 173, 287, 35, 82, 53),
+    "villin, two norleucines": (35, 68, 105, 138, 173, 287, 35, 82, 53, 562),
     # Insulin, GIVEQCCTSICSLYQLENYCN and FVNQHLCGSHLVEALYLVCGERGFFYTPKT: n = 21 + 30, g = 4.
     # Heavy: C257 N65 O77 S6. Martini, chain A: G 1, Y 4x2, 18 others 2 each: 45; B: F 4x3, H 4x2,
     # Y 4x2, G 1x3, A 1, R 3, K 3, 17 others 2 each: 72. One molecule, by two of the disulfides.
-    "insulin, two chains": (51, 98, 153, 200, 251, 405, 51, 117, 1),
+    "insulin, two chains": (51, 98, 153, 200, 251, 405, 51, 117, 1, 786),
     # GGGGSGGGGSGG: n = 12, g = 10. Heavy: G 4 x 10, S 6 x 2, and OXT. Martini: 10 x 1 + 2 x 2.
-    "glycine linker": (12, 14, 36, 38, 50, 53, 12, 14, 1),
+    "glycine linker": (12, 14, 36, 38, 50, 53, 12, 14, 1, 95),
     # Six DMPC, C36 N O8 P: 46 heavy atoms each; 4 beads of the head and 3 a tail.
-    "DMPC bilayer, 6 lipids": (*(None,) * 5, 276, 6, 60, 6),
-    "water box, 3 sites": (*(None,) * 5, 102, 102, None, 102),
-    "water box, 4 sites": (*(None,) * 5, 103, 103, None, 103),
+    "DMPC bilayer, 6 lipids": (*(None,) * 5, 276, 6, 60, 6, 708),
+    "water box, 3 sites": (*(None,) * 5, 102, 102, None, 102, 306),
+    "water box, 4 sites": (*(None,) * 5, 103, 103, None, 103, 309),
 }
 FILES = dict(
     zip(
@@ -90,7 +91,7 @@ def test_every_preset_is_counted() -> None:
 
 def test_counts_are_documented() -> None:
     """The table in docs/mappings.md is this one; the test's message is what to paste there."""
-    rows = ["| | " + " | ".join(f"`{p}`" for p in PRESETS) + " |", "|---" * 10 + "|"]
+    rows = ["| | " + " | ".join(f"`{p}`" for p in PRESETS) + " |", "|---" * 11 + "|"]
     for molecule, counts in COUNTS.items():
         cells = ["refused" if c is None else str(c) for c in counts]
         rows.append(f"| {molecule} | " + " | ".join(cells) + " |")

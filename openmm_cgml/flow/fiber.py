@@ -203,7 +203,7 @@ class FiberFlow(Density):
     def _sites_like(self, like: Tensor) -> Sites:
         key = like.dtype, like.device
         if key not in self._cast:
-            self._cast[key] = self.sites.to(like)
+            self._cast[key] = self.sites.to(*key)
         return self._cast[key]
 
     @property
@@ -441,6 +441,7 @@ class FiberFlow(Density):
         if density not in (None, "exact", "hutchinson"):
             raise InputError(f"density {density!r} is unknown; choose exact or hutchinson")
         directions = self._directions(offsets, density, generator)
+        self._sites_like(offsets)  # kept from now on; not to be made while derivatives are traced
 
         def slope(time: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             times = time.expand(len(offsets))

@@ -40,12 +40,10 @@ class Sites:
     scale: Tensor
     projector: Tensor
 
-    def to(self, like: Tensor) -> "Sites":
-        """Return the same in another tensor's precision, on its device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Sites(**{
-            n: v.to(like.device) if n in ("site", "pair") else v.to(like) for n, v in moved.items()
-        })  # fmt: skip
+    def to(self, dtype: torch.dtype, device: torch.device) -> "Sites":
+        """Return the same in another precision, on another device."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return Sites(**{n: v.to(dtype) if v.is_floating_point() else v for n, v in moved.items()})
 
 
 class FiberVelocity(nn.Module):
