@@ -21,8 +21,9 @@ PRESETS = [
 
 # Beads in the order of PRESETS, counted by hand; None: refused. For a protein of n residues, g of
 # them glycines: calpha n, calpha_cbeta n + (n - g), backbone 3 n, core_beta 3 n + (n - g),
-# five_bead one more a residue for O, residue_com n. All atoms: villin 576 but for 14 hydrogens that
-# the file's norleucines lack; insulin C257 H381 N65 O77 S6 at its charge of -2; DMPC 118 each.
+# five_bead one more a residue for O, residue_com n. All atoms: villin 576 but for 14 hydrogens
+# of GLN67 and PHE76 that the file lacks; insulin C257 H381 N65 O77 S6 at its charge of -2; DMPC
+# 118 each.
 COUNTS = {
     # ACE-ALA-NME: CA; CA, CB; caps add C and N to the backbone, C, O and N to five_bead. Heavy:
     # ACE 3 + ALA 5 + NME 2. Martini: one bead each.
