@@ -19,7 +19,15 @@ from ..mapping.core import Mapping
 from ..mapping.fiber import Fiber, fiber_of
 from ..topology import CGTopology
 from .core import Density, log_normal
-from .fiber_fit import FRAME_VECTORS, Kinds, fit_gaussian, fit_kinds, frame_indices, frame_vectors
+from .fiber_fit import (
+    FRAME_VECTORS,
+    Kinds,
+    extra_sites,
+    fit_gaussian,
+    fit_kinds,
+    frame_indices,
+    frame_vectors,
+)
 from .fiber_velocity import FiberVelocity, Sites
 
 #: Ways to solve the differential equation: their stages and weights, or adaptive.
@@ -168,8 +176,7 @@ class FiberFlow(Density):
         self._bead_frames = frame_indices(beads)
         home = self.fiber.home
         # Sites beside the atoms: beads that are no single atom.
-        slices = (self.fiber.matrix != 0).sum(1) == 1
-        self.extra = np.flatnonzero(~slices)
+        self.extra = extra_sites(self.fiber)
         self._home = torch.as_tensor(np.concatenate([home, self.extra]))
         self.sites = self._sites()
         self._cast: dict[Any, Sites] = {}
@@ -188,7 +195,7 @@ class FiberFlow(Density):
 
     def _sites(self) -> Sites:
         """Return what the network is told of the atoms, and of beads that are no single atom."""
-        site, pair, usual, width = self.kinds.of(self.topology, self.bead_topology, self.extra)
+        site, pair, usual, width = self.kinds.of(self.topology, self.bead_topology, self.fiber)
         more = (0, 0, 0, len(self.extra))
         moving = torch.nn.functional.pad(self.modes * self.noise, more)
         noise = (moving[:, None] - moving[None]).square().sum(-1).sqrt().clamp_min(1e-3)

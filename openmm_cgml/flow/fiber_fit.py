@@ -1,6 +1,6 @@
 """What a split-flow takes from frames before it is trained: kinds, mean, modes and spreads."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ FRAME_VECTORS = _AROUND + len(_CROSSED)
 
 # Bonds and residues beyond which two atoms of a chain are no kind of their own.
 _BONDS, _RESIDUES = 6, 2
+_BEAD_BONDS = 3  # that a bond between beads counts for
 
 # Frames that kinds and modes are fitted to.
 _FRAMES = 4000
@@ -66,9 +67,9 @@ def frame_vectors(beads: Tensor, indices: np.ndarray) -> Tensor:
 class Kinds:
     """Kinds of sites and of pairs of them, which a network's weights belong to.
 
-    Atoms are of one kind if atom and residue have the same names. Pairs within a residue are of
-    one kind if both are; pairs of residues that are next to each other, or at most two apart, if
-    names, order and number of bonds between are the same; all others if the elements are.
+    Atoms are of one kind if atom and residue have the same names. Pairs with fewer than six bonds
+    between are of one kind if both are, within a residue; of residues at most two apart if names,
+    order and number of bonds are the same. All others are if the elements are.
 
     Attributes:
         sites, pairs: names.
@@ -91,19 +92,19 @@ class Kinds:
         return asdict(self)
 
     def of(
-        self, atoms: CGTopology, beads: CGTopology, extra: Iterable[int]
+        self, atoms: CGTopology, beads: CGTopology, fiber: Fiber
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return kinds of sites (sites,), of pairs (sites, sites), mean distances and widths, nm.
 
         Args:
             atoms: of the molecule.
             beads: likewise.
-            extra: beads that are sites beside the atoms.
+            fiber: of the map.
 
         Raises:
             InputError: if a kind of atom is not among those that were learned.
         """
-        site_names, pair_names = _names(atoms, beads, extra)
+        site_names, pair_names = _names(atoms, beads, fiber)
         known = {name: k for k, name in enumerate(self.sites)}
         for number, name in enumerate(site_names):
             if name not in known:
@@ -113,7 +114,10 @@ class Kinds:
                     "molecules with such residues"
                 )
         rows = {name: k for k, name in enumerate(self.pairs)}
-        pair = np.array([[rows.get(name, 0) for name in line] for line in pair_names])
+        # The second name of a pair is that of the elements, which have been learned if both have.
+        pair = np.array(
+            [[rows.get(one, rows.get(other, 0)) for one, other in line] for line in pair_names]
+        )
         return (
             np.array([known[name] for name in site_names]),
             pair,
@@ -122,37 +126,52 @@ class Kinds:
         )
 
 
+def extra_sites(fiber: Fiber) -> np.ndarray:
+    """Return the beads that are no single atom: sites beside the atoms."""
+    return np.flatnonzero((fiber.matrix != 0).sum(1) != 1)
+
+
 def _names(
-    atoms: CGTopology, beads: CGTopology, extra: Iterable[int]
-) -> tuple[list[str], list[list[str]]]:
-    """Return the names of the kinds of sites and pairs."""
+    atoms: CGTopology, beads: CGTopology, fiber: Fiber
+) -> tuple[list[str], list[list[tuple[str, str]]]]:
+    """Return the names of the kinds of sites, and of pairs: the particular and the general one."""
     count = len(atoms)
     residues = [*zip(atoms.chain_ids, atoms.residue_ids, atoms.residue_names, strict=True)]
     names = [f"{r}-{a}" for r, a in zip(atoms.residue_names, atoms.bead_names, strict=True)]
     short = list(atoms.bead_names)
     elements = [_element(m) for m in atoms.masses]
-    for bead in extra:
+    bonds = bond_separations(count, atoms.bonds)
+    apart = bond_separations(len(beads), beads.bonds)
+    home = fiber.home.tolist()
+    for bead in extra_sites(fiber).tolist():
         residues.append(
             (beads.chain_ids[bead], beads.residue_ids[bead], beads.residue_names[bead])
         )
         names.append(f"{beads.residue_names[bead]}-{beads.bead_names[bead]} bead")
         short.append(f"{beads.bead_names[bead]} bead")
         elements.append("bead")
-    separations = bond_separations(count, atoms.bonds)
+        home.append(bead)
     order = {r: k for k, r in enumerate(dict.fromkeys(residues[:count]))}
 
-    def pair(i: int, j: int) -> str:
+    def steps(i: int, j: int) -> int:
+        """Return bonds between atoms; of beads those between them stand for as many each."""
+        if max(i, j) < count:
+            return min(int(bonds[i, j]), _BONDS)
+        return min(1 + _BEAD_BONDS * int(apart[home[i], home[j]]), _BONDS)
+
+    def pair(i: int, j: int) -> tuple[str, str]:
+        general = f"{elements[i]} {elements[j]}"
         if i == j:
-            return "self"
-        bonds = int(separations[i, j]) if max(i, j) < count else _BONDS
-        bonds = min(bonds, _BONDS)
+            return "self", "self"
+        between = steps(i, j)
+        if between >= _BONDS:
+            return general, general
         if residues[i] == residues[j]:
-            return f"{names[i]} {names[j]}"
-        apart = order.get(residues[j], -9) - order.get(residues[i], -9)
-        near = residues[i][0] == residues[j][0] and abs(apart) <= _RESIDUES
-        if near and (abs(apart) == 1 or bonds < _BONDS):
-            return f"{short[i]} {short[j]} {apart:+d} {bonds}"
-        return f"{elements[i]} {elements[j]}"
+            return f"{names[i]} {names[j]}", general
+        along = order.get(residues[j], -9) - order.get(residues[i], -9)
+        if residues[i][0] == residues[j][0] and abs(along) <= _RESIDUES:
+            return f"{short[i]} {short[j]} {along:+d} {between}", general
+        return general, general
 
     sites = len(names)
     return names, [[pair(i, j) for j in range(sites)] for i in range(sites)]
@@ -176,8 +195,8 @@ def fit_kinds(
     sums: dict[str, np.ndarray] = {"self": np.array([1.0, 0.0, _NARROWEST**2])}
     square, many = 0.0, 0.0
     for atoms, beads, fiber, positions in molecules:
-        extra = np.flatnonzero((fiber.matrix != 0).sum(1) != 1)
-        names, pairs = _names(atoms, beads, extra)
+        extra = extra_sites(fiber)
+        names, pairs = _names(atoms, beads, fiber)
         sites |= dict.fromkeys(names)
         part = positions[:: max(1, len(positions) // 200)]
         where = fiber.beads_of(part)
@@ -185,9 +204,10 @@ def fit_kinds(
         apart = np.linalg.norm(part[:, :, None] - part[:, None], axis=-1)
         found = np.stack([np.ones_like(apart[0]), apart.mean(0), (apart**2).mean(0)], -1)
         for i, line in enumerate(pairs):
-            for j, name in enumerate(line):
-                if i != j:
-                    sums[name] = sums.get(name, 0.0) + found[i, j]
+            for j, both in enumerate(line):
+                for name in dict.fromkeys(both):
+                    if i != j:
+                        sums[name] = sums.get(name, 0.0) + found[i, j]
         to = where[:, frame_indices(beads)] - where[:, :, None]
         square, many = square + float(np.square(to).sum(-1).mean()), many + 1
     totals = np.array(list(sums.values()))
