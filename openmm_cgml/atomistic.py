@@ -122,13 +122,11 @@ def atomistic_weights(
     if u.shape != (len(structures),):
         raise InputError(f"energies have shape {u.shape}; give ({len(structures)},)")
     logs = -u / kt - structures.log_density
-    for values, factor in ((bead_energies, 1 / kt), (bead_weights, None)):
-        if values is None:
-            continue
-        array = np.asarray(values, dtype=np.float64)
-        array = array if len(array) == len(structures) else array[structures.frame]
+    if bead_energies is not None:
+        logs = logs + _of_each(bead_energies, structures) / kt
+    if bead_weights is not None:
         with np.errstate(divide="ignore"):
-            logs = logs + (array * factor if factor is not None else np.log(array))
+            logs = logs + np.log(_of_each(bead_weights, structures))
     if system is not None:
         require_unconstrained(system)
         if is_implicit(system):
@@ -139,3 +137,9 @@ def atomistic_weights(
             )
     smoothed, shape = pareto_smoothed(logs)
     return smoothed, weight_report(logs, pareto_k=shape)
+
+
+def _of_each(values: np.ndarray, structures: Structures) -> np.ndarray:
+    """Return the values of the structures, given as they are or by frame, (structures,)."""
+    array = np.asarray(values, dtype=np.float64)
+    return array if len(array) == len(structures) else array[structures.frame]

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dataset import CGDataset
+from .dataset import CGDataset, read_dataset
 from .errors import InputError
 from .files import atomic_path, require_file, require_writable, segments_folder
 from .molecules import require_copies
+from .periodic import WholeMolecules
 from .progress import ProgressBar
 from .run_file import Run, read_run
 from .topology import CGTopology
@@ -134,8 +135,6 @@ def read_beads(source: Any, top: Any = None, *, stride: int = 1) -> BeadFrames:
 
 
 def _read_own(path: str | Path) -> Any:
-    from .dataset import read_dataset
-
     require_file(path)
     try:
         return read_run(path)
@@ -153,8 +152,6 @@ def _whole(frames: BeadFrames) -> BeadFrames:
     """Return frames whose molecules are whole across the boundaries."""
     if frames.box is None:
         return frames
-    from .periodic import WholeMolecules
-
     molecules = WholeMolecules(frames.topology.to_mdtraj())
     positions = molecules.make_whole(frames.positions, frames.box)
     return BeadFrames(positions, frames.topology, frames.box, frames.weights)
@@ -302,7 +299,7 @@ def chosen_apart(
     """
     from scipy.spatial import cKDTree
 
-    many, choices, atoms = candidates.shape[:3]
+    many, choices = candidates.shape[:2]
     edges = None
     wrapped = candidates[:, :, heavy]
     if box is not None:

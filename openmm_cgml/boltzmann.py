@@ -225,14 +225,20 @@ def mirror_images(positions: np.ndarray, topology: CGTopology, like: np.ndarray)
     for centre, others in bonded_beads(topology.bonds).items():
         if len(others) < 3:
             continue
-        sense = _sense(like, centre, sorted(others)[:3])
+        sense = handedness(like, centre, sorted(others)[:3])
         if abs(sense.mean()) >= 2 * _ONE_SENSE - 1:
-            found |= _sense(positions, centre, sorted(others)[:3]) * sense.mean() < 0
+            found |= handedness(positions, centre, sorted(others)[:3]) * sense.mean() < 0
     return found
 
 
-def _sense(positions: np.ndarray, centre: int, others: list[int]) -> np.ndarray:
-    """Return the sign of the triple product of three bonds (frames,)."""
+def handedness(positions: np.ndarray, centre: int, others: list[int]) -> np.ndarray:
+    """Return the sign of the triple product of three bonds (frames,).
+
+    Args:
+        positions: (frames, beads, 3), nm.
+        centre: the bead that the bonds begin at.
+        others: the three they end at.
+    """
     ends = torch.tensor([[centre, other] for other in others])
     bonds = geometry.displacements(torch.as_tensor(np.asarray(positions)), ends).unbind(1)
     volume = (bonds[0] * torch.linalg.cross(bonds[1], bonds[2])).sum(-1)

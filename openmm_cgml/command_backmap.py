@@ -174,16 +174,15 @@ def entropy_command(
     require_writable(output)
     density = "hutchinson" if fast else "exact"
     arrays: dict[str, Any]
-    frames = None if atoms is None else read_dataset(atoms)
+    frames = None if atoms is None else read_dataset(atoms).select(slice(None, None, stride))
     if len(models) > 1:
         if frames is None or traj is not None:
             raise InputError("several maps are compared on atoms: give --atoms, not --traj")
         named = {Path(m).stem: m for m in models}
         if len(named) < len(models):
             raise InputError("two model files have the same name; rename one")
-        weights = None if frames.weights is None else frames.weights[::stride]
         ranked = compare_mappings(
-            named, frames.positions[::stride], weights=weights, samples=samples, density=density,
+            named, frames.positions, weights=frames.weights, samples=samples, density=density,
             reference=reference, seed=seed,
         )  # fmt: skip
         more = differences(ranked)
@@ -211,7 +210,7 @@ def entropy_command(
         )
         if frames is not None:
             checked = data_entropy(
-                models[0], frames.positions[::stride], weights=frames.weights, seed=seed, **choice
+                models[0], frames.positions, weights=frames.weights, seed=seed, **choice
             )
             say(checked.text())
             record["data"] = checked.record()

@@ -186,9 +186,9 @@ def assess(
         structures=len(made),
         bead_error=float(np.linalg.norm(mapped - structures.beads, axis=-1).max()),
         bonds_right=(right[0], right[1]),
-        bonds=_divergences(made, reference, bonds, names, _lengths, None),
-        angles=_divergences(made, reference, angles, names, _angles, None),
-        torsions=_divergences(made, reference, torsions, names, _torsions, np.pi),
+        bonds=_divergences(made, reference, bonds, names, _lengths),
+        angles=_divergences(made, reference, angles, names, _angles),
+        torsions=_divergences(made, reference, torsions, names, _torsions, circular=True),
         graph_distance=_graph_distance(made[:: max(1, len(made) // 500)], top),
         clashes=(clashing(made, top, structures.box), clashing(reference, top)),
         mirrored=_mirrored(made, reference, top),
@@ -211,7 +211,7 @@ def _kind(atoms: Iterable[int], names: list[str]) -> str:
 
 def _divergences(
     made: np.ndarray, reference: np.ndarray, terms: list[Any], names: list[str],
-    measure: Callable[..., np.ndarray], circle: float | None,
+    measure: Callable[..., np.ndarray], circular: bool = False,
 ) -> Divergence:  # fmt: skip
     """Return JS* of each kind of coordinate."""
     kinds: dict[str, list[Any]] = {}
@@ -223,7 +223,7 @@ def _divergences(
         if theirs.size < _FEWEST:
             continue
         low, high = -np.pi, np.pi
-        if circle is None:
+        if not circular:
             low, high = float(theirs.min()), float(theirs.max())
             margin = 0.25 * (high - low) + 1e-9
             low, high = low - margin, high + margin
@@ -242,24 +242,32 @@ def _divergences(
 
 
 def _lengths(positions: np.ndarray, pairs: Any) -> np.ndarray:
-    index = np.asarray(pairs)
-    return np.linalg.norm(positions[:, index[:, 1]] - positions[:, index[:, 0]], axis=-1)
+    """Return distances (frames, terms), nm."""
+    from .geometry import distances
+
+    return _measured(distances, positions, pairs)
 
 
 def _angles(positions: np.ndarray, triples: Any) -> np.ndarray:
-    i, j, k = np.asarray(triples).T
-    one, other = positions[:, i] - positions[:, j], positions[:, k] - positions[:, j]
-    crossed = np.linalg.norm(np.cross(one, other), axis=-1)
-    return np.arctan2(crossed, (one * other).sum(-1))
+    """Return angles (frames, terms), radians."""
+    from .geometry import angles
+
+    return _measured(angles, positions, triples)
 
 
 def _torsions(positions: np.ndarray, quadruples: Any) -> np.ndarray:
-    i, j, k, m = np.asarray(quadruples).T
-    one, two = positions[:, j] - positions[:, i], positions[:, k] - positions[:, j]
-    three = positions[:, m] - positions[:, k]
-    left, right = np.cross(one, two), np.cross(two, three)
-    sine = (one * right).sum(-1) * np.linalg.norm(two, axis=-1)
-    return np.arctan2(sine, (left * right).sum(-1))
+    """Return dihedral angles (frames, terms), radians."""
+    from .geometry import dihedrals
+
+    return _measured(dihedrals, positions, quadruples)
+
+
+def _measured(function: Callable[..., Any], positions: np.ndarray, terms: Any) -> np.ndarray:
+    """Return what a function of `geometry`, which loads torch, makes of arrays."""
+    import torch
+
+    index = torch.as_tensor(np.asarray(terms))
+    return function(torch.as_tensor(np.asarray(positions, dtype=np.float64)), index).numpy()
 
 
 def _one_a_bond(torsions: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -349,8 +357,7 @@ def _graph_distance(positions: np.ndarray, topology: CGTopology) -> float:
     bonded[i, j] = True
     wanted = bonded[first, second]
     limit = _BONDED * (radii[first] + radii[second])
-    # Those of three molecules and more would not fit in memory at once.
-    wrong = 0.0
+    wrong = 0.0  # frame by frame: all pairs of many would not fit in memory
     for frame in positions:
         near = np.linalg.norm(frame[first] - frame[second], axis=-1) < limit
         wrong += float((near != wanted).sum())
@@ -394,21 +401,18 @@ def clashing(positions: np.ndarray, topology: CGTopology, box: Any = None) -> fl
 
 def _mirrored(made: np.ndarray, reference: np.ndarray, topology: CGTopology) -> tuple[int, int]:
     """Return stereocentres of the wrong sense, and those that were looked at."""
+    from .boltzmann import handedness
+
     wrong, total = 0, 0
     for centre, others in bonded_beads(topology.bonds).items():
         if len(others) < 3:
             continue
         ends = sorted(others)[:3]
-        sense = _sense(reference, centre, ends)
+        sense = handedness(reference, centre, ends)
         if abs(sense.mean()) >= 2 * _ONE_SENSE - 1:
-            wrong += int((_sense(made, centre, ends) * sense.mean() < 0).sum())
+            wrong += int((handedness(made, centre, ends) * sense.mean() < 0).sum())
             total += len(made)
     return wrong, total
-
-
-def _sense(positions: np.ndarray, centre: int, ends: list[int]) -> np.ndarray:
-    one, two, three = (positions[:, e] - positions[:, centre] for e in ends)
-    return np.sign((one * np.cross(two, three)).sum(-1))
 
 
 def _cis(made: np.ndarray, reference: np.ndarray, topology: CGTopology) -> tuple[int, int]:

@@ -10,12 +10,10 @@ import numpy as np
 from .backmapping import Structures
 from .errors import InputError, first_line
 from .topology import CGTopology
+from .units import GAS_CONSTANT
 
 # kJ/mol/nm^2, of beads of several atoms, before they are put back exactly.
 _STIFFNESS = 50_000.0
-
-# Names of masses that OpenMM must not move.
-_HELD = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,32 +37,6 @@ class Relaxed:
     bead_error: float
 
 
-def atom_topology(topology: CGTopology) -> Any:
-    """Return an openmm.app.Topology with elements and bonds.
-
-    Raises:
-        InputError: if a bead is no atom.
-    """
-    from openmm import app
-
-    elements = [a.element.symbol for a in topology.to_mdtraj(atoms=True).atoms]
-    found = app.Topology()
-    atoms = []
-    before: Any = None, None
-    for k, name in enumerate(topology.bead_names):
-        key = topology.chain_ids[k], topology.residue_ids[k], topology.residue_names[k]
-        if key[0] != before[0]:
-            chain = found.addChain(key[0])
-        if key != before:
-            residue = found.addResidue(key[2], chain, str(key[1]))
-        before = key
-        element = app.Element.getBySymbol(elements[k])
-        atoms.append(found.addAtom(name, element, residue))
-    for i, j in topology.bonds:
-        found.addBond(atoms[i], atoms[j])
-    return found
-
-
 def with_hydrogens(
     structures: Structures, forcefield: Any, *, ph: float = 7.0
 ) -> tuple[Any, np.ndarray]:
@@ -79,12 +51,12 @@ def with_hydrogens(
         An openmm.app.Topology and positions (structures, atoms, 3), nm.
 
     Raises:
-        InputError: if the force field knows a residue not, or its atoms are incomplete.
+        InputError: if the force field does not know a residue, or its atoms are incomplete.
     """
     from openmm import app, unit
 
     forcefield = _forcefield(forcefield)
-    top = atom_topology(structures.topology)
+    top = structures.topology.to_openmm(atoms=True)
     if any(a.element.symbol == "H" for a in top.atoms()):
         return top, structures.positions
     states, found, made = None, [], None
@@ -134,7 +106,7 @@ def relax(
     import torch  # noqa: F401  OpenMM's plugins need it first
 
     import openmm
-    from openmm import app, unit
+    from openmm import unit
 
     forcefield = _forcefield(forcefield)
     top, positions = with_hydrogens(structures, forcefield, ph=ph)
@@ -185,7 +157,6 @@ def relax(
     relaxed = replace(
         structures, positions=atoms, topology=topology, log_density=None, relaxed=True
     )
-    assert isinstance(top, app.Topology)
     return Relaxed(relaxed, np.array(before), np.array(after), top, ready, float(off.max()))
 
 
@@ -194,7 +165,7 @@ def _hold(system: Any, beads: np.ndarray, slices: np.ndarray, place: np.ndarray)
     import openmm
 
     for bead in np.flatnonzero(slices):
-        system.setParticleMass(int(place[beads[bead].argmax()]), _HELD)
+        system.setParticleMass(int(place[beads[bead].argmax()]), 0.0)
     if slices.all():
         return None
     springs = openmm.CustomCentroidBondForce(1, "0.5*k*((x1-x0)^2+(y1-y0)^2+(z1-z0)^2)")
@@ -211,7 +182,6 @@ def _hold(system: Any, beads: np.ndarray, slices: np.ndarray, place: np.ndarray)
 
 def _places(structures: CGTopology, top: Any) -> np.ndarray:
     """Return where the atoms of structures are in a topology with hydrogens, (atoms,)."""
-    heavy = [a.index for a in top.atoms() if a.element is None or a.element.symbol != "H"]
     if len(structures) == top.getNumAtoms():
         return np.arange(len(structures))
     found = {}
@@ -227,8 +197,8 @@ def _places(structures: CGTopology, top: Any) -> np.ndarray:
         ])  # fmt: skip
     except KeyError as error:
         raise InputError(
-            f"atom {error} is not in the topology with hydrogens ({len(heavy)} heavy atoms); "
-            "report the molecule"
+            f"atom {error} is not in the topology with hydrogens: the force field names or "
+            "completes its residue otherwise; name atoms as it does"
         ) from error
 
 
@@ -297,6 +267,6 @@ def survives(
         except openmm.OpenMMException:
             context.reinitialize()
             continue
-        ratio = np.mean(kinetic) / (0.5 * degrees * 0.00831446 * temperature)
+        ratio = np.mean(kinetic) / (0.5 * degrees * GAS_CONSTANT * temperature)
         found[number] = bool(np.isfinite(ratio) and 1 / 1.5 < ratio < 1.5)
     return found

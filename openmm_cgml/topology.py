@@ -121,12 +121,22 @@ class CGTopology:
             top.add_bond(added[i], added[j])
         return top
 
-    def to_openmm(self) -> Any:
-        """Return an openmm.app.Topology; beads are element-less atoms (set masses yourself)."""
+    def to_openmm(self, atoms: bool = False) -> Any:
+        """Return an openmm.app.Topology; beads are element-less atoms (set masses yourself).
+
+        Args:
+            atoms: every bead is one atom, of the element that its mass tells.
+
+        Raises:
+            InputError: if a mass is no element's.
+        """
         from openmm import app
 
+        elements: list[Any] = [None] * len(self)
+        if atoms:
+            elements = [app.Element.getBySymbol(e.symbol) for e in _elements(self)]
         top = app.Topology()
-        atoms = []
+        added = []
         for bead, (new_chain, new_residue) in enumerate(self._starts()):
             if new_chain:
                 chain = top.addChain(self.chain_ids[bead])
@@ -134,9 +144,9 @@ class CGTopology:
                 residue = top.addResidue(
                     self.residue_names[bead], chain, id=str(self.residue_ids[bead])
                 )
-            atoms.append(top.addAtom(self.bead_names[bead], None, residue))
+            added.append(top.addAtom(self.bead_names[bead], elements[bead], residue))
         for i, j in self.bonds:
-            top.addBond(atoms[i], atoms[j])
+            top.addBond(added[i], added[j])
         return top
 
     def _starts(self) -> Iterator[tuple[bool, bool]]:

@@ -27,7 +27,7 @@ from openmm_cgml.errors import InputError
 from openmm_cgml.flow.fiber import Solver, split_flow
 from openmm_cgml.molecules import single_molecules
 from openmm_cgml.quality import assess
-from openmm_cgml.relaxation import atom_topology, relax, survives
+from openmm_cgml.relaxation import relax, survives
 from openmm_cgml.units import thermal_energy
 
 QUICK = Solver(steps=2)
@@ -229,7 +229,7 @@ def test_energies_of_constrained_systems_are_refused(peptide) -> None:
     atoms, frames, system, forcefield = peptide
     energies = system_energies(system, frames[:3])
     assert np.isfinite(energies).all() and energies.std() > 0
-    constrained = forcefield.createSystem(atom_topology(atoms), constraints=app.HBonds)
+    constrained = forcefield.createSystem(atoms.to_openmm(atoms=True), constraints=app.HBonds)
     with pytest.raises(InputError, match=r"12 constraints.*S = -infinity"):
         system_energies(constrained, frames[:1])
     with pytest.raises(InputError, match="22 particles"):
@@ -273,7 +273,9 @@ def test_weights_make_the_atomistic_ensemble(peptide) -> None:
 def test_from_atoms_to_structures_and_entropies_on_the_command_line(peptide, tmp_path) -> None:
     atoms, frames, _, _ = peptide
     run = CliRunner()
-    cgml.CGDataset(frames.astype(np.float32), atoms, 300.0).save(tmp_path / "atoms.h5")
+    weights = np.linspace(0.5, 1.5, len(frames))
+    dataset = cgml.CGDataset(frames.astype(np.float32), atoms, 300.0, weights=weights)
+    dataset.save(tmp_path / "atoms.h5")
     mapped = cgml.MAPPINGS["backbone"](atoms.to_mdtraj(atoms=True))
     beads = mapped.map_positions(frames).astype(np.float32)
     cgml.CGDataset(beads, mapped.topology, 300.0).save(tmp_path / "beads.h5")
