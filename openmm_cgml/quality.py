@@ -12,7 +12,13 @@ import numpy as np
 from .analysis import js_divergence
 from .backmapping import CLASH, Structures
 from .errors import InputError
-from .topology import CGTopology, bonded_angles, bonded_beads, bonded_torsions
+from .topology import (
+    CGTopology,
+    bonded_angles,
+    bonded_beads,
+    bonded_torsions,
+    surroundings,
+)
 
 _BINS = 60
 _PLANE_BINS = 25
@@ -77,6 +83,9 @@ class Quality:
         clashes: share of residues of which an atom is nearer than 0.12 nm to one of another
             residue, bonded ones aside; and that of the reference.
         mirrored: stereocentres of the wrong sense, and how many were looked at.
+        renumbered: the same of centres of which two neighbours are equivalent, such as a methyl
+            group's hydrogens or a phosphate's oxygens: these have changed places, which changes
+            the numbering alone.
         cis: cis peptides where the reference has trans, and how many were looked at.
         diversity: (RMSD to the frame - RMSD to each other) / RMSD to the frame; 0: as different
             from each other as from the frame, nearly 1: all alike. nan with one a frame.
@@ -93,6 +102,7 @@ class Quality:
     graph_distance: float
     clashes: tuple[float, float]
     mirrored: tuple[int, int]
+    renumbered: tuple[int, int]
     cis: tuple[int, int]
     diversity: float
     rmsd: tuple[float, float]
@@ -100,8 +110,10 @@ class Quality:
 
     def rows(self) -> dict[str, str]:
         """Return the metrics by name, as text."""
-        mirrored, cis = (f"{n} of {m:,} (95 % bound {_bound(n, m):.2g})"
-                         for n, m in (self.mirrored, self.cis))  # fmt: skip
+        mirrored, renumbered, cis = (
+            f"{n} of {m:,} (95 % bound {_bound(n, m):.2g})" if m else "-"
+            for n, m in (self.mirrored, self.renumbered, self.cis)
+        )
 
         def told(found: Divergence) -> str:
             kind, worst = found.worst
@@ -117,6 +129,7 @@ class Quality:
             "graph edit distance": f"{self.graph_distance:.5f}",
             "residues that clash": f"{self.clashes[0]:.3%} (reference {self.clashes[1]:.3%})",
             "wrong stereocentres": mirrored,
+            "equivalent atoms that changed places": renumbered,
             "wrong cis peptides": cis,
             "diversity score": f"{self.diversity:.3f}",
             "RMSD to the frame": f"{self.rmsd[0]:.4f} nm, least {self.rmsd[1]:.4f} nm",
@@ -133,7 +146,7 @@ class Quality:
         found: dict[str, Any] = {"structures": self.structures}
         for name in ("bead_error", "graph_distance", "diversity"):
             found[name] = getattr(self, name)
-        for name in ("bonds_right", "clashes", "mirrored", "cis", "rmsd"):
+        for name in ("bonds_right", "clashes", "mirrored", "renumbered", "cis", "rmsd"):
             found[name] = list(getattr(self, name))
         for name in ("bonds", "angles", "torsions"):
             one: Divergence = getattr(self, name)
@@ -178,6 +191,7 @@ def assess(
     bonds = [b for b in top.bonds if not kept[list(b)].all()]
     angles = [a for a in bonded_angles(top.bonds) if not kept[list(a)].all()]
     torsions = [t for t in bonded_torsions(top.bonds) if not kept[list(t)].all()]
+    mirrored, renumbered = _mirrored(made, reference, top)
     mapped = np.einsum("ba,fak->fbk", beads, made)
     lengths = [_lengths(x, top.bonds) for x in (made, reference)]
     means = lengths[1].mean(0)
@@ -191,7 +205,8 @@ def assess(
         torsions=_divergences(made, reference, torsions, names, _torsions, circular=True),
         graph_distance=_graph_distance(made[:: max(1, len(made) // 500)], top),
         clashes=(clashing(made, top, structures.box), clashing(reference, top)),
-        mirrored=_mirrored(made, reference, top),
+        mirrored=mirrored,
+        renumbered=renumbered,
         cis=_cis(made, reference, top),
         diversity=_diversity(made, structures.frame, reference),
         rmsd=_rmsd(made, structures.frame, reference),
@@ -399,20 +414,26 @@ def clashing(positions: np.ndarray, topology: CGTopology, box: Any = None) -> fl
     return found / (len(positions) * len(number))
 
 
-def _mirrored(made: np.ndarray, reference: np.ndarray, topology: CGTopology) -> tuple[int, int]:
-    """Return stereocentres of the wrong sense, and those that were looked at."""
+def _mirrored(
+    made: np.ndarray, reference: np.ndarray, topology: CGTopology
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return centres of the wrong sense and all; of different neighbours, and of equivalent."""
     from .boltzmann import handedness
 
-    wrong, total = 0, 0
+    elements = [str(round(m)) for m in topology.masses]
+    classes = surroundings(elements, topology.bonds)
+    found = {True: [0, 0], False: [0, 0]}
     for centre, others in bonded_beads(topology.bonds).items():
         if len(others) < 3:
             continue
+        different = len({classes[a] for a in others}) == len(others)
         ends = sorted(others)[:3]
         sense = handedness(reference, centre, ends)
         if abs(sense.mean()) >= 2 * _ONE_SENSE - 1:
-            wrong += int((handedness(made, centre, ends) * sense.mean() < 0).sum())
-            total += len(made)
-    return wrong, total
+            wrong = handedness(made, centre, ends) * sense.mean() < 0
+            found[different][0] += int(wrong.sum())
+            found[different][1] += len(made)
+    return tuple(found[True]), tuple(found[False])  # type: ignore[return-value]
 
 
 def _cis(made: np.ndarray, reference: np.ndarray, topology: CGTopology) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,44 @@ def bond_separations(beads: int, bonds: Iterable[tuple[int, int]]) -> np.ndarray
             reached.update(frontier)
             steps += 1
     return separations
+
+
+def surroundings(
+    labels: Sequence[str],
+    bonds: Sequence[tuple[int, int]],
+    rounds: int | None = None,
+    marks: Sequence[object] | None = None,
+) -> list[str]:
+    """Return a name of each atom by what is bonded around it: colour refinement.
+
+    Two atoms have the same if labels, bonds and their marks are the same up to so many bonds away;
+    of the whole molecule those that have the same are, but for rare graphs, interchangeable.
+
+    Args:
+        labels: of the atoms, e.g. elements.
+        bonds: pairs.
+        rounds: how many bonds away; None: to the end.
+        marks: of the bonds, or None.
+
+    Reference: Weisfeiler and Leman 1968.
+    """
+    around: dict[int, list[tuple[int, str]]] = {k: [] for k in range(len(labels))}
+    for (i, j), mark in zip(bonds, marks or [""] * len(bonds), strict=True):
+        around[i].append((j, str(mark)))
+        around[j].append((i, str(mark)))
+    found = [str(label) for label in labels]
+    for _ in range(len(labels) if rounds is None else rounds):
+        told = [
+            f"{found[k]}({','.join(sorted(f'{m}{found[j]}' for j, m in around[k]))})"
+            for k in range(len(found))
+        ]
+        # Digests, or the names would grow without bound.
+        new = [f"{label}-{sha256(t.encode()).hexdigest()[:10]}"
+               for label, t in zip(labels, told, strict=True)]  # fmt: skip
+        if rounds is None and len(set(new)) == len(set(found)):
+            break
+        found = new
+    return found
 
 
 def require_equal_beads(one: CGTopology, other: CGTopology, first: str, second: str) -> None:

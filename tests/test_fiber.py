@@ -328,11 +328,14 @@ def test_divergence_of_a_known_velocity(ratio) -> None:
 # ---------------------------------------------------------------- 2, 3, 5, 6: trained
 
 
-def trained(positions: np.ndarray, matrix: np.ndarray, epochs: int = 12, **settings) -> FiberFlow:
+def trained(
+    positions: np.ndarray, matrix: np.ndarray, epochs: int, schedule: str = "cosine", **settings
+) -> FiberFlow:
     data = cgml.CGDataset(positions, chain(positions.shape[1]), 300.0)
     train, valid = data.split(0.9)
     flow = split_flow(train, mapping(matrix), **{"width": 24, "layers": 2, "heads": 6, **settings})
-    fit_flow(flow, train, valid, epochs=epochs, batch_size=256, learning_rate=1e-2)
+    fit_flow(flow, train, valid, epochs=epochs, batch_size=256, learning_rate=1e-2,
+             schedule=schedule)  # fmt: skip
     return flow
 
 
@@ -352,7 +355,7 @@ def entropies(flow: FiberFlow, distances: list[float], samples: int = 60) -> np.
 
 def test_trained_entropy_of_a_chain() -> None:
     positions = random_chain(4000, 5, seed=1, size=1.0) - np.arange(5)[:, None] * [0.05, 0, 0]
-    flow = trained(positions, np.eye(5)[::2], epochs=6, prior=0.5)
+    flow = trained(positions, np.eye(5)[::2], 16, "warmup_cosine", prior=0.5)
     test = random_chain(100, 5, seed=2, size=1.0) - np.arange(5)[:, None] * [0.05, 0, 0]
     frames = BeadFrames(test[:, ::2], flow.bead_topology)
     model = mapping_entropy(flow, frames, 4, solver=Solver(steps=8))

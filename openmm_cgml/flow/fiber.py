@@ -21,6 +21,7 @@ from ..topology import CGTopology
 from .core import Density, log_normal
 from .fiber_fit import (
     FRAME_VECTORS,
+    KINDS,
     Kinds,
     extra_sites,
     fit_gaussian,
@@ -572,6 +573,7 @@ def split_flow(
     mapping: Any,
     *,
     prior: str | float = "fitted",
+    kinds: str = "names",
     width: int = 48,
     layers: int = 4,
     heads: int = 12,
@@ -587,6 +589,9 @@ def split_flow(
             mdtraj.Topology; of a collection one of the latter two.
         prior: where noise comes from: ``"fitted"``, the frames' own Gaussian at given beads, or,
             for flows that serve several molecules, a standard deviation on every axis, nm.
+        kinds: which atoms share weights: ``"names"``, those of the same name and residue, or
+            ``"graph"``, those in the same chemical surroundings, for molecules of repeated units
+            and little data, such as lipids. See `Kinds`.
         width, layers, heads, seed: as of `FiberFlow`.
 
     Raises:
@@ -595,6 +600,8 @@ def split_flow(
     parts = [dataset] if isinstance(dataset, CGDataset) else list(dataset.datasets.values())
     if prior != "fitted" and (isinstance(prior, str) or not prior > 0):
         raise InputError(f"prior is {prior!r}; give 'fitted', or a standard deviation in nm")
+    if kinds not in KINDS:
+        raise InputError(f"kinds is {kinds!r}; choose of {', '.join(KINDS)}")
     if len(parts) > 1 and prior == "fitted":
         raise InputError("several molecules share no Gaussian; give a prior such as 0.1, nm")
     maps = [mapping_of(part.topology, mapping) for part in parts]
@@ -610,13 +617,13 @@ def split_flow(
     else:
         start = _isotropic(fibers[0], float(prior))
     stiff = _STIFF * float(np.sqrt(np.mean(np.square(start[2]))))
-    kinds = fit_kinds(
+    found = fit_kinds(
         [(p.topology, m.topology, f, x)
-         for p, m, f, x in zip(parts, maps, fibers, frames, strict=True)], stiff,
+         for p, m, f, x in zip(parts, maps, fibers, frames, strict=True)], stiff, kinds,
     )  # fmt: skip
     flow = FiberFlow(
         parts[0].topology, parts[0].temperature, beads, maps[0].matrix.toarray().tolist(), *start,
-        kinds, width, layers, heads, seed,
+        found, width, layers, heads, seed,
     )  # fmt: skip
     others = zip(parts[1:], maps[1:], strict=True)
     flow.molecules = {p.topology: flow.for_molecule(p.topology, m) for p, m in others}

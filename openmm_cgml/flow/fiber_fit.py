@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..mapping.fiber import Fiber
-from ..topology import CGTopology, bond_separations
+from ..topology import CGTopology, bond_separations, bonded_beads, surroundings
 
 # Beads around a bead whose vectors make its frame, and the pairs of them that are multiplied.
 _AROUND = 4
@@ -24,6 +24,9 @@ FRAME_VECTORS = _AROUND + len(_CROSSED)
 # Bonds and residues beyond which two atoms of a chain are no kind of their own.
 _BONDS, _RESIDUES = 6, 2
 _BEAD_BONDS = 3  # that a bond between beads counts for
+
+# Bonds up to which the surroundings make kinds by the graph, of atoms and of atoms in pairs.
+_SITE_ROUNDS, _PAIR_ROUNDS = 3, 1
 
 # Frames that kinds and modes are fitted to.
 _FRAMES = 4000
@@ -67,9 +70,13 @@ def frame_vectors(beads: Tensor, indices: np.ndarray) -> Tensor:
 class Kinds:
     """Kinds of sites and of pairs of them, which a network's weights belong to.
 
-    Atoms are of one kind if atom and residue have the same names. Pairs with fewer than six bonds
-    between are of one kind if both are, within a residue; of residues at most two apart if names,
-    order and number of bonds are the same. All others are if the elements are.
+    By names, atoms are of one kind if atom and residue have the same names. Pairs with fewer than
+    six bonds between are of one kind if both are, within a residue; of residues at most two apart
+    if names, order and number of bonds are the same. All others are if the elements are.
+
+    By the graph, atoms are of one kind if elements, bonds and beads are the same up to three bonds
+    away, and pairs if they are up to one bond away, with the same number of bonds between: the
+    carbons of a chain share what they learn.
 
     Attributes:
         sites, pairs: names.
@@ -77,6 +84,7 @@ class Kinds:
         size: of the beads' frames, nm.
         typical: sites of a molecule.
         stiff: spread below which deviations count no more for being small, nm.
+        by: ``"names"`` or ``"graph"``.
     """
 
     sites: tuple[str, ...]
@@ -86,6 +94,7 @@ class Kinds:
     size: float
     typical: int
     stiff: float
+    by: str = "names"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, JSON-able."""
@@ -104,7 +113,7 @@ class Kinds:
         Raises:
             InputError: if a kind of atom is not among those that were learned.
         """
-        site_names, pair_names = _names(atoms, beads, fiber)
+        site_names, pair_names = _NAMES[self.by](atoms, beads, fiber)
         known = {name: k for k, name in enumerate(self.sites)}
         for number, name in enumerate(site_names):
             if name not in known:
@@ -153,17 +162,11 @@ def _names(
         home.append(bead)
     order = {r: k for k, r in enumerate(dict.fromkeys(residues[:count]))}
 
-    def steps(i: int, j: int) -> int:
-        """Return bonds between atoms; of beads those between them stand for as many each."""
-        if max(i, j) < count:
-            return min(int(bonds[i, j]), _BONDS)
-        return min(1 + _BEAD_BONDS * int(apart[home[i], home[j]]), _BONDS)
-
     def pair(i: int, j: int) -> tuple[str, str]:
         general = f"{elements[i]} {elements[j]}"
         if i == j:
             return "self", "self"
-        between = steps(i, j)
+        between = _steps(i, j, count, bonds, apart, home)
         if between >= _BONDS:
             return general, general
         if residues[i] == residues[j]:
@@ -177,26 +180,82 @@ def _names(
     return names, [[pair(i, j) for j in range(sites)] for i in range(sites)]
 
 
+def _graph_names(
+    atoms: CGTopology, beads: CGTopology, fiber: Fiber
+) -> tuple[list[str], list[list[tuple[str, str]]]]:
+    """Return the names of kinds by what is bonded to atoms, and of pairs as `_names`."""
+    elements = [_element(m) for m in atoms.masses]
+    home = fiber.home.tolist()
+    bonds = bond_separations(len(atoms), atoms.bonds)
+    apart = bond_separations(len(beads), beads.bonds)
+    around = bonded_beads(atoms.bonds)
+    wide, near = (
+        surroundings(elements, atoms.bonds, rounds, [home[i] == home[j] for i, j in atoms.bonds])
+        for rounds in (_SITE_ROUNDS, _PAIR_ROUNDS)
+    )
+    # Equivalent atoms of one atom are numbered, or their order would mean nothing.
+    for several in around.values():
+        for colours in (wide, near):
+            seen: dict[str, int] = {}
+            for atom in sorted(a for a in several if len(around[a]) == 1):
+                seen[colours[atom]] = seen.get(colours[atom], 0) + 1
+                colours[atom] += "'" * (seen[colours[atom]] - 1)
+    extra = extra_sites(fiber).tolist()
+    for bead in extra:
+        name = f"{''.join(sorted(elements[a] for a in np.flatnonzero(fiber.home == bead)))} bead"
+        wide, near, home = [*wide, name], [*near, name], [*home, bead]
+    elements += ["bead"] * len(extra)
+
+    def pair(i: int, j: int) -> tuple[str, str]:
+        general = f"{elements[i]} {elements[j]}"
+        if i == j:
+            return "self", "self"
+        between = _steps(i, j, len(atoms), bonds, apart, home)
+        if between >= _BONDS:
+            return general, general
+        along = int(np.sign(home[j] - home[i]))
+        return f"{near[i]} {near[j]} {along:+d} {between}", general
+
+    return wide, [[pair(i, j) for j in range(len(wide))] for i in range(len(wide))]
+
+
+def _steps(
+    i: int, j: int, count: int, bonds: np.ndarray, apart: np.ndarray, home: Sequence[int]
+) -> int:
+    """Return bonds between sites; for beads those between them stand for as many each."""
+    if max(i, j) < count:
+        return min(int(bonds[i, j]), _BONDS)
+    return min(1 + _BEAD_BONDS * int(apart[home[i], home[j]]), _BONDS)
+
+
+_NAMES = {"names": _names, "graph": _graph_names}
+
+#: What kinds of atoms can be told by.
+KINDS = tuple(_NAMES)
+
+
 def _element(mass: float) -> str:
     """Return an element's symbol, or the mass, rounded."""
     return {1: "H", 12: "C", 14: "N", 16: "O", 31: "P", 32: "S"}.get(round(mass), f"{mass:.0f}")
 
 
 def fit_kinds(
-    molecules: Sequence[tuple[CGTopology, CGTopology, Fiber, np.ndarray]], stiff: float
+    molecules: Sequence[tuple[CGTopology, CGTopology, Fiber, np.ndarray]],
+    stiff: float,
+    by: str = "names",
 ) -> Kinds:
     """Return the kinds of some molecules, and their usual distances.
 
     Args:
         molecules: of each its atoms, beads, fiber, and frames (frames, atoms, 3), nm.
-        stiff: nm; see `Kinds`.
+        stiff, by: see `Kinds`.
     """
     sites: dict[str, None] = {}
     sums: dict[str, np.ndarray] = {"self": np.array([1.0, 0.0, _NARROWEST**2])}
     square, many = 0.0, 0.0
     for atoms, beads, fiber, positions in molecules:
         extra = extra_sites(fiber)
-        names, pairs = _names(atoms, beads, fiber)
+        names, pairs = _NAMES[by](atoms, beads, fiber)
         sites |= dict.fromkeys(names)
         part = positions[:: max(1, len(positions) // 200)]
         where = fiber.beads_of(part)
@@ -216,7 +275,7 @@ def fit_kinds(
     return Kinds(
         tuple(sites), tuple(sums), tuple(lengths.tolist()),
         tuple(np.sqrt(np.maximum(variances, _NARROWEST**2)).tolist()),
-        max(0.1, (square / many) ** 0.5), len(pairs), stiff,
+        max(0.1, (square / many) ** 0.5), len(pairs), stiff, by,
     )  # fmt: skip
 
 
