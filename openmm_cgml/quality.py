@@ -44,17 +44,29 @@ class Divergence:
 
     Attributes:
         kinds: names, e.g. ``ALA-N ALA-CA``.
-        values: JS* of each: less a quarter of the divergence of the halves of either sample.
+        raw: the divergence of the histograms of each.
         floors: of each, that of the reference's contiguous halves.
+        noises: likewise of the structures' own.
     """
 
     kinds: tuple[str, ...]
-    values: np.ndarray
+    raw: np.ndarray
     floors: np.ndarray
+    noises: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """JS* of each kind: less a quarter of the divergence of the halves of either sample."""
+        return self.raw - (self.floors + self.noises) / 4
+
+    @property
+    def beyond(self) -> float:
+        """Mean over kinds of the raw divergence less the reference's halves'."""
+        return float(np.mean(self.raw - self.floors)) if len(self.raw) else float("nan")
 
     @property
     def mean(self) -> float:
-        """Over kinds."""
+        """JS*, mean over kinds."""
         return float(np.mean(self.values)) if len(self.values) else float("nan")
 
     @property
@@ -117,7 +129,10 @@ class Quality:
 
         def told(found: Divergence) -> str:
             kind, worst = found.worst
-            return f"{found.mean:.4f} nats, worst {worst:.4f} ({kind}), {len(found.kinds)} kinds"
+            return (
+                f"{found.mean:.4f} nats, worst {worst:.4f} ({kind}), {len(found.kinds)} kinds; "
+                f"beyond the halves of the reference {found.beyond:.4f}"
+            )
 
         return {
             "structures": f"{self.structures:,}",
@@ -150,8 +165,9 @@ class Quality:
             found[name] = list(getattr(self, name))
         for name in ("bonds", "angles", "torsions"):
             one: Divergence = getattr(self, name)
-            found[name] = {"mean": one.mean, "worst": one.worst[1], "worst_kind": one.worst[0],
-                           "kinds": len(one.kinds),
+            kind, worst = one.worst
+            found[name] = {"mean": one.mean, "beyond_halves": one.beyond, "worst": worst,
+                           "worst_kind": kind, "kinds": len(one.kinds),
                            "below_0.02": one.share_below(0.02)}  # fmt: skip
         if self.plane is not None:
             found["plane"] = [self.plane.difference, self.plane.floor]
@@ -232,7 +248,7 @@ def _divergences(
     kinds: dict[str, list[Any]] = {}
     for term in terms:
         kinds.setdefault(_kind(term, names), []).append(term)
-    found: list[tuple[str, float, float]] = []
+    found: list[tuple[str, float, float, float]] = []
     for kind, several in kinds.items():
         ours, theirs = measure(made, several), measure(reference, several)
         if theirs.size < _FEWEST:
@@ -250,10 +266,10 @@ def _divergences(
             js_divergence(histogram(x[: len(x) // 2]), histogram(x[len(x) // 2 :]))
             for x in (theirs, ours)
         )
-        value = js_divergence(histogram(ours), histogram(theirs)) - floor / 4 - noise / 4
-        found.append((kind, value, floor))
-    names_found, values, floors = zip(*found, strict=True) if found else ((), (), ())
-    return Divergence(names_found, np.array(values), np.array(floors))
+        raw = js_divergence(histogram(ours), histogram(theirs))
+        found.append((kind, raw, floor, noise))
+    numbers = np.array([one[1:] for one in found]).reshape(-1, 3).T
+    return Divergence(tuple(one[0] for one in found), *numbers)
 
 
 def _lengths(positions: np.ndarray, pairs: Any) -> np.ndarray:

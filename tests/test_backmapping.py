@@ -190,11 +190,16 @@ def test_metrics_of_the_reference_itself_are_perfect_and_of_errors_not(peptide) 
     good = assess(structures_of(atoms, frames, matrix), frames, matrix)
     assert good.bead_error == 0 and good.bonds_right[0] == good.bonds_right[1] > 0.99
     assert good.bonds.mean < 0 and good.graph_distance == 0 and good.rmsd == (0, 0)
-    assert good.mirrored[0] == 0 and good.mirrored[1] > 200
+    assert good.mirrored == (0, len(frames))  # the one alpha carbon
+    assert good.renumbered == (0, 3 * len(frames))  # three methyl groups
     assert good.cis == (0, 2 * len(frames)) and good.plane.difference == 0
     mirrored = frames * [1, 1, -1]
     bad = assess(structures_of(atoms, mirrored, matrix), frames, matrix)
-    assert bad.mirrored[0] == bad.mirrored[1] and bad.torsions.mean > 0.1
+    assert (
+        bad.mirrored[0] == bad.mirrored[1]
+        and bad.renumbered[0] == bad.renumbered[1]
+        and bad.torsions.mean > 0.1
+    )
     noisy = frames + np.random.default_rng(0).normal(size=frames.shape) * 0.02
     worse = assess(structures_of(atoms, noisy, matrix), frames, matrix)
     assert worse.bonds.mean > 0.2 and worse.bonds_right[0] < 0.8 and worse.rmsd[0] > 0.02
