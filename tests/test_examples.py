@@ -1,5 +1,6 @@
 """Every script in examples/ runs, in its small version, and writes what it says."""
 
+import itertools
 import json
 import re
 import runpy
@@ -148,3 +149,48 @@ def test_muller_brown(tmp_path, capsys):
     shares = re.findall(r"PMF of \w+ ones: ([\d.]+)", capsys.readouterr().out)
     assert len(shares) == 4 and all(0.001 < float(share) < 0.2 for share in shares)
     assert (tmp_path / "free.png").stat().st_size > 20_000
+
+
+def test_all_the_way_back(tmp_path, capsys):
+    run("12", "--output", tmp_path)
+    said = capsys.readouterr().out
+    assert "4 of 4 run freely" in said and "80 structures" in said
+    assert (tmp_path / "back.png").stat().st_size > 10_000
+
+
+def test_protein_backmapping(tmp_path, capsys):
+    structure = Path(__file__).parent / "data" / "structures" / "chignolin.pdb"
+    native = mdtraj.load(structure)
+    shifts = np.random.default_rng(0).normal(0, 0.01, (200, native.n_atoms, 3))
+    mdtraj.Trajectory(native.xyz + shifts, native.topology).save_dcd(tmp_path / "protein.dcd")
+    sources = ("--trajectory", tmp_path / "protein.dcd", "--topology", structure)
+    run("13", *sources, "--output", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["structures"] == 80 and found["bead_error"] < 1e-6
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"planes.png", "entropy.png", "atoms.dcd", "atoms.pdb", "protein.flow"} <= names
+
+
+def test_bilayer_backmapping(tmp_path, capsys):
+    """Sixteen chains of carbons in a box, by their centres of mass."""
+    top, generator = mdtraj.Topology(), np.random.default_rng(0)
+    chain = top.add_chain()
+    for _ in range(16):
+        residue = top.add_residue("CHN", chain)
+        atoms = [top.add_atom(f"C{k}", mdtraj.element.carbon, residue) for k in range(6)]
+        for one, other in itertools.pairwise(atoms):
+            top.add_bond(one, other)
+    zigzag = np.stack([0.125 * np.arange(6), 0.08 * (np.arange(6) % 2), 0 * np.arange(6)], 1)
+    corners = np.stack(np.meshgrid(*[[0.4, 1.2]] * 2, [0.3, 0.8, 1.3, 1.8]), -1).reshape(-1, 1, 3)
+    places = (corners + zigzag).reshape(-1, 3)
+    noisy = places + generator.normal(0, 0.01, (40, *places.shape))
+    made = mdtraj.Trajectory(noisy, top, unitcell_lengths=[[2.0] * 3] * 40,
+                             unitcell_angles=[[90.0] * 3] * 40)  # fmt: skip
+    made.save_dcd(tmp_path / "many.dcd")
+    made[0].save_pdb(tmp_path / "many.pdb")
+    sources = ("--trajectory", tmp_path / "many.dcd", "--topology", tmp_path / "many.pdb")
+    run("14", *sources, "--mapping", "residue_com", "--output", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["bead_error"] < 1e-6 and set(found["clashes_by_candidates"]) == {"1", "2"}
+    boxed = mdtraj.load(tmp_path / "out" / "bilayer.dcd", top=tmp_path / "out" / "bilayer.pdb")
+    assert boxed.n_atoms == 96 and np.allclose(boxed.unitcell_lengths, 2.0)
