@@ -87,20 +87,26 @@ def backmap_command(
         quality = assess(structures, atoms, flow.fiber.matrix)
         record["quality"] = quality.record()
         say(quality.text())
-        if report is not None:
-            from .report import write_backmapping
-
-            write_backmapping(
-                report,
-                quality,
-                title=f"{Path(traj).name} backmapped",
-                lead=f"{written.structures:,} structures by {Path(model).name}, seed {seed}.",
-            )
     elif report is not None:
         raise InputError("a report compares with atoms; add --reference")
     if relax:
         record["relaxed"] = _relaxed(output, structures, relax, flow)
+    if report is not None:
+        from .report import write_backmapping
+
+        write_backmapping(
+            report, quality, title=f"{Path(traj).name} backmapped",
+            lead=f"{written.structures:,} structures by {Path(model).name}, seed {seed}.",
+            relaxed=_told(record.get("relaxed")),
+        )  # fmt: skip
     typer.echo(json.dumps(record))
+
+
+def _told(relaxed: dict[str, float] | None) -> dict[str, float] | None:
+    """Return the numbers of a relaxation by names for a page."""
+    names = {"before": "median energy before, kJ/mol", "after": "median energy after, kJ/mol",
+             "bead_error": "largest distance of a bead from its place, nm"}  # fmt: skip
+    return None if relaxed is None else {names[k]: v for k, v in relaxed.items()}
 
 
 def _relaxed(output: Path, structures: Any, forcefield: list[str], flow: Any) -> dict[str, Any]:
@@ -154,6 +160,7 @@ def entropy_command(
     fast: Annotated[
         bool, typer.Option("--fast", help="Random directions, right on average.")
     ] = False,
+    report: _Report = None,
     seed: int = 0,
     threads: Threads = 1,
 ) -> None:
@@ -171,7 +178,9 @@ def entropy_command(
     from .files import atomic_path, require_writable
 
     torch.set_num_threads(threads)
-    require_writable(output)
+    for path in (output, report):
+        if path is not None:
+            require_writable(path)
     density = "hutchinson" if fast else "exact"
     arrays: dict[str, Any]
     frames = None if atoms is None else read_dataset(atoms).select(slice(None, None, stride))
@@ -194,6 +203,13 @@ def entropy_command(
             for one, (gap, error) in zip(ranked, more, strict=True)
         ]  # fmt: skip
         arrays = {one.name: one.data.values for one in ranked}
+        if report is not None:
+            from .report import write_mapping_comparison
+
+            write_mapping_comparison(
+                report, ranked, more, title="Which map loses least?",
+                lead=f"{len(ranked)} maps on {len(frames):,} frames of {Path(str(atoms)).name}.",
+            )  # fmt: skip
     else:
         if traj is None:
             raise InputError("give the beads whose entropy is wanted: --traj")
@@ -215,6 +231,16 @@ def entropy_command(
             say(checked.text())
             record["data"] = checked.record()
             arrays["data"] = checked.values
+        if report is not None:
+            from .report import write_entropy
+
+            rows = {name: "{mean:.3f} ± {error:.3f}".format(**one) + f" {one['unit']}"
+                    for name, one in record.items()}  # fmt: skip
+            write_entropy(
+                report, found, rows, title=f"Mapping entropy of {Path(traj).name}",
+                lead=f"{len(found.values):,} frames, {samples} samples of each by "
+                f"{Path(models[0]).name}, seed {seed}.",
+            )  # fmt: skip
     with atomic_path(output) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
     typer.echo(json.dumps(record))

@@ -1,6 +1,7 @@
 """Figures of a comparison and of a training run, as PNG bytes."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,21 @@ def entropy_trace(values: np.ndarray, errors: np.ndarray, label: str) -> bytes:
     axis.fill_between(frames, values - 2 * errors, values + 2 * errors, color=_MODEL, alpha=0.25)
     axis.set(xlabel="frame", ylabel=label, xlim=(0, max(1, len(values) - 1)))
     axis.grid(alpha=0.25)
+    return _png(figure)
+
+
+def entropy_bars(names: Sequence[str], more: np.ndarray, errors: np.ndarray) -> bytes:
+    """Draw what each map loses more than the first, with two standard errors.
+
+    Args:
+        names: of the maps.
+        more, errors: (maps,), nats.
+    """
+    figure, axis = _subplots(1, 1, (8.0, 0.9 + 0.45 * len(names)))
+    rows = np.arange(len(names))[::-1]
+    axis.barh(rows, more, xerr=2 * np.asarray(errors), color=_REFERENCE, height=0.6, capsize=3)
+    axis.set_yticks(rows, names)
+    axis.set_xlabel("information lost more than by the first map, nats")
     return _png(figure)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import plot
 from .analysis import Comparison, dihedral_angles, dihedral_distribution
+from .entropy import MapEntropy, MappingEntropy
 from .files import atomic_path
 from .quality import Quality
 from .ranking import CANNOT_SEE, PMFScore, energy_histograms
@@ -227,14 +228,16 @@ def write_reweighting(
 
 
 def write_backmapping(
-    path: str | Path, quality: Quality, *, title: str, lead: str, notes: Sequence[str] = ()
-) -> None:
+    path: str | Path, quality: Quality, *, title: str, lead: str, notes: Sequence[str] = (),
+    relaxed: dict[str, float] | None = None,
+) -> None:  # fmt: skip
     """Write a page about backmapped structures.
 
     Args:
         path: the .html file.
         quality: from `assess`.
         title, lead: heading, and a sentence below it.
+        relaxed: numbers by name of their relaxation, if they were relaxed.
         notes: caveats, shown above everything else.
     """
     cards = [
@@ -246,6 +249,8 @@ def write_backmapping(
         (str(quality.mirrored[0]), f"wrong stereocentres of {quality.mirrored[1]:,}"),
     ]
     sections = ["<h2>Metrics</h2>", _table(quality.rows())]
+    if relaxed is not None:
+        sections += ["<h2>Relaxed, beads held</h2>", _table(relaxed)]
     if quality.plane is not None:
         sections += [
             "<h2>Torsions that the beads do not give</h2>",
@@ -269,6 +274,73 @@ def write_backmapping(
             ),
         ]  # fmt: skip
     _write_page(path, title, lead, notes, cards, sections)
+
+
+def write_entropy(
+    path: str | Path, found: MappingEntropy, rows: dict[str, Any], *, title: str, lead: str
+) -> None:
+    """Write a page about the mapping entropy along a trajectory.
+
+    Args:
+        path: the .html file.
+        found: from `mapping_entropy`.
+        rows: numbers by name.
+        title, lead: heading, and a sentence below it.
+    """
+    mean, error = found.mean
+    degrees = found.removed
+    cards = [
+        (f"{mean / degrees:.4f} ± {error / degrees:.4f}", "S/k a removed degree of freedom"),
+        (f"{degrees}", "removed degrees of freedom"),
+        (f"{len(found.values):,}", "frames"),
+    ]
+    sections = [
+        "<h2>Along the trajectory</h2>",
+        _figure(
+            plot.entropy_trace(
+                found.per_degree, found.errors / degrees, "S/k a removed DOF, nats"
+            ),
+            f"Each frame a removed degree of freedom, two standard errors; {found.unit}.",
+        ),
+        "<h2>Numbers</h2>",
+        _table(rows),
+    ]
+    _write_page(path, title, lead, [found.unit], cards, sections)
+
+
+def write_mapping_comparison(
+    path: str | Path, ranked: Sequence[MapEntropy], more: Sequence[tuple[float, float]], *,
+    title: str, lead: str,
+) -> None:  # fmt: skip
+    """Write a page about several maps of one molecule.
+
+    Args:
+        path: the .html file.
+        ranked: from `compare_mappings`.
+        more: from `entropy.differences`.
+        title, lead: heading, and a sentence below it.
+    """
+    gaps, errors = np.array(more).T
+    best = ranked[0]
+    least = best.data.mean[0] / best.data.removed
+    cards = [(best.name, "loses least"), (f"{best.beads}", "beads"),
+             (f"{least:.4f}", "nats a removed degree of freedom")]  # fmt: skip
+    head = ("map", "beads", "more than the first", "data estimate", "model estimate", "gap")
+    grid = [
+        (one.name, str(one.beads), f"{gap:.2f} ± {error:.2f}",
+         "{:.2f} ± {:.2f}".format(*one.data.mean), "{:.2f} ± {:.2f}".format(*one.model.mean),
+         "{:.2f} ± {:.2f}".format(*one.gap))
+        for one, (gap, error) in zip(ranked, more, strict=True)
+    ]  # fmt: skip
+    sections = [
+        "<h2>Information lost</h2>",
+        _figure(
+            plot.entropy_bars([one.name for one in ranked], gaps, errors),
+            "By the data estimator, on the same frames, two standard errors of the differences.",
+        ),
+        _grid(head, grid),
+    ]
+    _write_page(path, title, lead, [best.data.unit], cards, sections)
 
 
 _SCORE_HEAD = ("PMF", "effective", "forward", "k-hat", "JS*, nats", "ΔF error, kJ/mol",

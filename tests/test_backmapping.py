@@ -1,6 +1,7 @@
 """Backmapping of trajectories: files, resuming, many molecules, metrics, relaxation, weights."""
 
 import json
+import shutil
 
 import torch
 
@@ -298,16 +299,30 @@ def test_from_atoms_to_structures_and_entropies_on_the_command_line(peptide, tmp
     record = json.loads(told.stdout.strip().splitlines()[-1])
     assert record["structures"] == 40 and record["quality"]["bead_error"] < 1e-5
     assert record["relaxed"]["after"] < record["relaxed"]["before"]
-    assert (tmp_path / "b.system.xml").exists() and "<img" in (tmp_path / "b.html").read_text()
+    page = (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert (tmp_path / "b.system.xml").exists() and "<img" in page and "energy after" in page
     told = run.invoke(cgml_app, [
         "entropy", f"{tmp_path}/a.flow", "--traj", f"{tmp_path}/beads.h5", "--stride", "50",
         "--samples", "2", "--fast", "--atoms", f"{tmp_path}/atoms.h5", "-o", f"{tmp_path}/s.npz",
+        "--report", f"{tmp_path}/s.html",
     ])  # fmt: skip
     assert told.exit_code == 0, told.output
     record = json.loads(told.stdout.strip().splitlines()[-1])
     assert record["model"]["removed"] == 51 and "W = E - TS" in record["model"]["unit"]
     with np.load(tmp_path / "s.npz") as table:
         assert table["entropy"].shape == (4,) and table["data"].shape == (4,)
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert "Along the trajectory" in page and "<img" in page
+    shutil.copy(tmp_path / "a.flow", tmp_path / "b.flow")
+    told = run.invoke(cgml_app, [
+        "entropy", f"{tmp_path}/a.flow", f"{tmp_path}/b.flow", "--stride", "50", "--samples", "2",
+        "--fast", "--atoms", f"{tmp_path}/atoms.h5", "-o", f"{tmp_path}/r.npz",
+        "--report", f"{tmp_path}/r.html",
+    ])  # fmt: skip
+    assert told.exit_code == 0, told.output
+    ranked = json.loads(told.stdout.strip().splitlines()[-1])
+    assert [one["more"] for one in ranked] == [0.0, 0.0]  # the same map
+    assert "Which map loses least?" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_frozen_bonds_and_split_flows_of_the_wrong_map(peptide) -> None:
