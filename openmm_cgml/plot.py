@@ -227,6 +227,7 @@ def entropy_bars(names: Sequence[str], more: np.ndarray, errors: np.ndarray) -> 
     """
     figure, axis = _subplots(1, 1, (8.0, 0.9 + 0.45 * len(names)))
     rows = np.arange(len(names))[::-1]
+    axis.axvline(0, color="#51606f", lw=0.8)
     axis.barh(rows, more, xerr=2 * np.asarray(errors), color=_REFERENCE, height=0.6, capsize=3)
     axis.set_yticks(rows, names)
     axis.set_xlabel("information lost more than by the first map, nats")

@@ -129,6 +129,8 @@ class Quality:
 
         def told(found: Divergence) -> str:
             kind, worst = found.worst
+            if not found.kinds:
+                return f"not compared: fewer than {_FEWEST} values of each kind"
             return (
                 f"{found.mean:.4f} nats, worst {worst:.4f} ({kind}), {len(found.kinds)} kinds; "
                 f"beyond the halves of the reference {found.beyond:.4f}"
@@ -148,8 +150,8 @@ class Quality:
             "wrong cis peptides": cis,
             "diversity score": f"{self.diversity:.3f}",
             "RMSD to the frame": f"{self.rmsd[0]:.4f} nm, least {self.rmsd[1]:.4f} nm",
-            "torsion plane": "-" if self.plane is None else
-            f"{self.plane.difference:.3f} kT rms (halves {self.plane.floor:.3f})",
+            "torsion plane": "-" if self.plane is None or not np.isfinite(self.plane.difference)
+            else f"{self.plane.difference:.3f} kT rms (halves {self.plane.floor:.3f})",
         }  # fmt: skip
 
     def text(self) -> str:

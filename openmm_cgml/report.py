@@ -243,15 +243,18 @@ def write_backmapping(
     cards = [
         (f"{quality.structures:,}", "structures"),
         (f"{quality.bead_error:.0e} nm", "largest distance of a bead from its place"),
-        (f"{quality.bonds.mean:.4f}", "JS* of bonds, nats, mean over kinds"),
-        (f"{quality.torsions.mean:.4f}", "JS* of torsions, nats, mean over kinds"),
+        *(
+            (f"{found.mean:.4f}", f"JS* of {name}, nats, mean over kinds")
+            for name, found in (("bonds", quality.bonds), ("torsions", quality.torsions))
+            if found.kinds
+        ),
         (f"{quality.clashes[0]:.2%}", f"residues that clash (reference {quality.clashes[1]:.2%})"),
         (str(quality.mirrored[0]), f"wrong stereocentres of {quality.mirrored[1]:,}"),
     ]
     sections = ["<h2>Metrics</h2>", _table(quality.rows())]
     if relaxed is not None:
         sections += ["<h2>Relaxed, beads held</h2>", _table(relaxed)]
-    if quality.plane is not None:
+    if quality.plane is not None and np.isfinite(quality.plane.difference):
         sections += [
             "<h2>Torsions that the beads do not give</h2>",
             _figure(
@@ -264,6 +267,8 @@ def write_backmapping(
         ]
     for name, found in (("bonds", quality.bonds), ("angles", quality.angles),
                         ("torsions", quality.torsions)):  # fmt: skip
+        if not found.kinds:
+            continue
         worst = np.argsort(-found.values)[:10]
         sections += [
             f"<h2>The ten worst {name}</h2>",
