@@ -480,6 +480,22 @@ def test_trained_flow_keeps_both_modes() -> None:
     assert abs(drawn.mean() - 0.5) < 0.06
 
 
+@pytest.mark.slow
+def test_compiled_training_is_the_same_and_leaves_nothing_behind(tmp_path) -> None:
+    kept = ends(300, 2)
+    noise = np.random.default_rng(3).normal(size=(300, 3)) * 0.03
+    positions = np.stack([kept[:, 0], kept.mean(1) + noise, kept[:, 1]], 1)
+    train, valid = cgml.CGDataset(positions, chain(3), 300.0).split(0.8)
+    losses = []
+    for compiled in (False, True):
+        flow = split_flow(train, mapping(np.eye(3)[[0, 2]]), width=12, layers=1, heads=3)
+        result = fit_flow(flow, train, valid, epochs=2, batch_size=60, compile=compiled)
+        losses.append([h["valid_loss"] for h in result.history])
+        assert "forward" not in vars(flow.velocity)
+    assert np.allclose(*losses, rtol=1e-4)
+    cgml.save_flow(tmp_path / "a.flow", result)
+
+
 # ---------------------------------------------------------------- which map
 
 
