@@ -35,7 +35,7 @@ from openmm_cgml.units import thermal_energy
 
 SEED = 0
 #: Frames that maps are ranked on; frames and samples of each for W; structures that are weighted.
-RANKED, FRAMES, SAMPLES, WEIGHED = 300, 8, 96, 512
+RANKED, FRAMES, SAMPLES, WEIGHED = 300, 4, 48, 192
 
 
 def _chosen(topology: Any, names: list[str]) -> list[int]:
@@ -108,7 +108,7 @@ def ranking(backbone: FiberFlow) -> tuple[list[Target], dict[str, Any]]:
     )
     # Random directions are right on average, which is all that a ranking takes.
     ranked = cgml.compare_mappings(
-        flows, positions[np.sort(chosen)], density="hutchinson", solver=Solver(steps=20),
+        flows, positions[np.sort(chosen)], density="hutchinson", solver=Solver(steps=10),
         samples=2, seed=SEED,
     )  # fmt: skip
     targets, details = [], {}
@@ -130,7 +130,7 @@ def closure(
     flow: FiberFlow, other: FiberFlow, case: Case, energy: Energy, quick: bool
 ) -> tuple[list[Target], dict[str, Any]]:
     """Return by how much E - TS is above W, and how W of two split-flows differ, kT."""
-    frames, samples, steps = (2, 8, 4) if quick else (FRAMES, SAMPLES, 12)
+    frames, samples, steps = (2, 8, 4) if quick else (FRAMES, SAMPLES, 8)
     kt = float(thermal_energy(300.0))
     chosen = np.linspace(0, len(case.test) - 1, frames).astype(int)
     beads = BeadFrames(flow.fiber.beads_of(case.test[chosen]), flow.bead_topology)
@@ -212,7 +212,7 @@ def generator(flow: FiberFlow, energy: Energy) -> tuple[list[Target], dict[str, 
     drawn, logs = beads.sample(WEIGHED, seed=SEED)
     frames = BeadFrames(drawn.numpy().astype(float), flow.bead_topology)
     made = cgml.backmap(
-        flow, frames, density="exact", solver=Solver(steps=12), seed=SEED, progress=False
+        flow, frames, density="exact", solver=Solver(steps=8), seed=SEED, progress=False
     )
     u = energy(made.positions)
     weighed, report = cgml.atomistic_weights(made, u, -kt * logs.numpy(), 300.0)
