@@ -87,13 +87,16 @@ def run(quick: bool) -> Outcome:
         }  # fmt: skip
         targets += graded(name, quality)
         targets.append(Target(f"{name}: structures a second", "1/s", None, rate))
-        if name == "alanine":
-            joint, _ = trained("alanine-joint", case, keep=not quick, make=joint_flow)
-            made = cgml.backmap(joint, frames, case.n, seed=SEED + 1, progress=False)
-            details[name]["all coordinates flow"] = scored(made, case, flow).record()
         if name == "chignolin":
             targets += peer(case, flow, frames, rate, details[name])
         print(f"{name}\n{quality.text()}\n{rate:.2f} structures a second", flush=True)
+    case = cases["alanine"]()
+    joint, _ = trained("joint", case, keep=False, make=joint_flow)
+    frames = BeadFrames(joint.fiber.beads_of(case.test), joint.bead_topology)
+    made = cgml.backmap(joint, frames, case.n, seed=SEED + 1, progress=False)
+    quality = scored(made, case, joint)
+    details["alanine"]["all coordinates flow"] = quality.record()
+    print(f"alanine, all coordinates flow\n{quality.text()}", flush=True)
     return Outcome(targets, SEED, details)
 
 
@@ -169,7 +172,7 @@ def dmpc() -> Case:
     lipids = cgml.single_molecules(bilayer)
     assert isinstance(lipids, cgml.CGDataset) and lipids.trajectory is not None
     number = lipids.trajectory
-    fit = {"epochs": 30, "batch_size": 64, "learning_rate": 4e-3, "ema": 0.998}
+    fit = {"epochs": 12, "batch_size": 64, "learning_rate": 4e-3, "ema": 0.998}
     return Case(
         lipids.select(number < 96), lipids.select((number >= 96) & (number < 104)),
         np.asarray(lipids.select(number >= 104).positions, dtype=float), "martini",
@@ -306,8 +309,8 @@ def peer(
 def backmapped_by_peer(beads: np.ndarray, flow: FiberFlow) -> tuple[np.ndarray, float]:
     """Return heavy atoms (frames, atoms, 3), nm, that cgback makes, and the seconds it takes.
 
-    All frames are chains of one file, far apart, so that it makes them in batches; hydrogens,
-    which it would add, are left out.
+    All frames are chains of one file, far apart, so that it makes them in batches. Hydrogens and
+    terminal oxygens, which it adds by rule in a hundredth of the time, are among the work.
     """
     import mdtraj
 
@@ -330,8 +333,7 @@ def backmapped_by_peer(beads: np.ndarray, flow: FiberFlow) -> tuple[np.ndarray, 
         given.write_text("\n".join([*lines, "END", ""]))
         started = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-c", code, str(given), "-o", str(found), "-b", str(PEER_BATCH),
-             "--skip-add-hydrogen"],
+            [sys.executable, "-c", code, str(given), "-o", str(found), "-b", str(PEER_BATCH)],
             check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         seconds = time.perf_counter() - started

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=310.0, help="of it, K")
     parser.add_argument("--mapping", default="martini", help="to beads")
     parser.add_argument("--output", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--candidates", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="a small version, not converged")
     options = parser.parse_args()

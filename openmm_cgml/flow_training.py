@@ -187,6 +187,7 @@ def fit_flow(
 def _compiled_network(flow: Any) -> Iterator[None]:
     """Compile the network of a split-flow for a while."""
     forward = flow.velocity.forward
+    torch.compiler.reset()  # what earlier trainings compiled counts towards a limit
     # Shapes are few: those of whole batches and of the last ones.
     flow.velocity.forward = torch.compile(forward, dynamic=False)
     try:
