@@ -300,7 +300,8 @@ def test_from_atoms_to_structures_and_entropies_on_the_command_line(peptide, tmp
     assert record["structures"] == 40 and record["quality"]["bead_error"] < 1e-5
     assert record["relaxed"]["after"] < record["relaxed"]["before"]
     page = (tmp_path / "b.html").read_text(encoding="utf-8")
-    assert (tmp_path / "b.system.xml").exists() and "<img" in page and "energy after" in page
+    assert (tmp_path / "b.system.xml").exists() and "energy after" in page
+    assert "not compared: fewer than 100 values" in page and "nan" not in page  # too few frames
     told = run.invoke(cgml_app, [
         "entropy", f"{tmp_path}/a.flow", "--traj", f"{tmp_path}/beads.h5", "--stride", "50",
         "--samples", "2", "--fast", "--atoms", f"{tmp_path}/atoms.h5", "-o", f"{tmp_path}/s.npz",
