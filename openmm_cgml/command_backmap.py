@@ -16,7 +16,7 @@ _Traj = Annotated[
 _Top = Annotated[str | None, typer.Option(help="Topology of the beads, for files without one.")]
 _Stride = Annotated[int, typer.Option(min=1, help="Every so many frames.")]
 _Steps = Annotated[
-    int | None, typer.Option(min=1, help="Of the solver; if not said, 10, and 40 for densities.")
+    int | None, typer.Option(min=1, help="Of the solver; if not said, 6, and 40 for densities.")
 ]
 _Report = Annotated[Path | None, typer.Option(help="HTML page to write.")]
 

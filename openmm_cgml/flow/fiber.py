@@ -34,8 +34,9 @@ from .fiber_velocity import FiberVelocity, Sites
 #: Ways to solve the differential equation: their stages and weights, or adaptive.
 SOLVERS = ("rk4", "euler", "dopri5")
 
-# Frames that share the solver's steps; more would not stay in the processor's cache.
-_CHUNK = 64
+# Frames that share the solver's steps: at most so many, and pairs of sites in all; more would not
+# stay in the processor's cache.
+_CHUNK, _PAIRS = 64, 140_000
 
 # Frames times directions whose derivatives are taken together.
 _TOGETHER = 512
@@ -215,6 +216,10 @@ class FiberFlow(Density):
         return self._cast[key]
 
     @property
+    def _chunk(self) -> int:
+        return max(4, min(_CHUNK, _PAIRS // len(self._home) ** 2))
+
+    @property
     def removed(self) -> int:
         """Degrees of freedom that the map removes."""
         return self.fiber.removed
@@ -319,7 +324,7 @@ class FiberFlow(Density):
         Args:
             beads: (copies, beads, 3), nm; whole molecules.
             seed: of the random numbers.
-            solver: of the differential equation; None: Runge-Kutta of fourth order in 10 steps,
+            solver: of the differential equation; None: Runge-Kutta of fourth order in 6 steps,
                 or 40 with densities.
             density: ``"exact"``, ``"hutchinson"`` (right on average, so not for weights), or
                 None: no densities.
@@ -354,14 +359,14 @@ class FiberFlow(Density):
         self, beads: Any, seed: int, solver: Solver | None, density: str | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return atoms, the log-density of the noise, and the integral of the divergence."""
-        solver = solver or Solver(steps=10 if density is None else 40)
+        solver = solver or Solver(steps=6 if density is None else 40)
         like = next(self.parameters())
         beads = self._as_beads(beads)
         generator = torch.Generator(device=like.device).manual_seed(seed)
         shape = (len(beads), len(self.noise), 3)
         normals = torch.randn(shape, generator=generator, dtype=torch.float64, device=like.device)
         found, totals = [], []
-        for part, drawn in zip(beads.split(_CHUNK), normals.split(_CHUNK), strict=True):
+        for part, drawn in zip(beads.split(self._chunk), normals.split(self._chunk), strict=True):
             centre = part.mean(1, keepdim=True)
             with torch.no_grad():
                 given = self.given((part - centre).to(like))
@@ -401,7 +406,7 @@ class FiberFlow(Density):
             )
         generator = torch.Generator(device=like.device).manual_seed(seed)
         logs = []
-        for part in positions.split(_CHUNK):
+        for part in positions.split(self._chunk):
             atoms, beads = self._split(part)
             given = self.given(beads.to(like))
             lifted = torch.einsum("ab,fbk->fak", self.lift, beads)
