@@ -81,7 +81,7 @@ def main() -> None:
         relaxed = relax(
             cgml.backmap(flow, some), options.force_field, flow.fiber.matrix, constraints="HBonds"
         )
-        stable = survives(relaxed, ps=0.2 if options.quick else 10.0)
+        stable = survives(relaxed, ps=5.0 if options.quick else 10.0)
         summary |= {
             "energy_before": float(np.median(relaxed.before)),
             "energy_after": float(np.median(relaxed.after)), "stable": float(stable.mean()),

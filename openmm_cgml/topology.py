@@ -278,7 +278,7 @@ def surroundings(
     rounds: int | None = None,
     marks: Sequence[object] | None = None,
 ) -> list[str]:
-    """Return a name of each atom by what is bonded around it: colour refinement.
+    """Return a name of each atom (atoms,) by what is bonded around it: colour refinement.
 
     Two atoms have the same if labels, bonds and their marks are the same up to so many bonds away;
     of the whole molecule those that have the same are, but for rare graphs, interchangeable.
