@@ -1,9 +1,10 @@
 """The ``cgml`` command: each step reads files and writes one."""
 
-import json
 import logging
+import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,26 +17,35 @@ from .command_map import map_command
 from .command_options import Output, Threads, parse_numbers, say
 from .command_reference import reference_command
 from .command_reweight import reweight_command
+from .command_step import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    SETTINGS,
+    Outcome,
+    Sections,
+    add,
+    arguments_of,
+    check_inputs,
+    read_echo,
+    step,
+)
 from .command_train import train_command
 from .errors import CGMLError, InputError
 
 app = typer.Typer(
+    cls=Sections,
+    context_settings=SETTINGS,
     help="Machine-learned coarse-graining in OpenMM: map, train, simulate, analyze.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # loading rich takes as long as all else that --help needs
 )
 
-app.command("map")(map_command)
-app.command("reference")(reference_command)
-app.command("train")(train_command)
-app.add_typer(data_app, name="data")
-app.add_typer(flow_app, name="flow")
-app.command("distill")(distill_command)
-app.command("reweight")(reweight_command)
-app.command("backmap")(backmap_command)
-app.command("entropy")(entropy_command)
 
+#: Of a run's settings, what the record of a command has.
+_SAID = ("copies", "temperatures_K", "timestep_ps", "seed", "backend", "platform",
+         "replica_steps_per_second")  # fmt: skip
 
 _Model = Annotated[str, typer.Argument(help="Model file from `cgml train`.")]
 _Start = Annotated[str, typer.Option(help="Dataset; starts are drawn from it by weight.")]
@@ -56,7 +66,7 @@ _Backend = Annotated[
 ]
 
 
-@app.command("compile")
+@step("cgml compile molecule.pt")
 def compile_command(
     model: _Model,
     copies: Annotated[
@@ -65,7 +75,7 @@ def compile_command(
     periodic: Annotated[bool, typer.Option("--periodic", help="For a periodic box.")] = False,
     platform: _Platform = None,
     threads: Threads = 1,
-) -> None:
+) -> Outcome:
     """Compile a model for this machine now, not in the first run; exit code 1 if it cannot be."""
     from .engine import find_platform
     from .native.force import device_for, load
@@ -80,7 +90,7 @@ def compile_command(
         package = compile_package(loaded.file, copies, periodic, device)
     except CGMLError as error:
         say(f"error: {' '.join(str(error).split())}; other backends run it (`cgml doctor`)")
-        raise typer.Exit(1) from None
+        return Outcome(code=FAILED)
     what = (
         "any number of copies"
         if copies > 1
@@ -90,11 +100,12 @@ def compile_command(
         f"package of {loaded.file.name} for {what}{', periodic' * periodic}, {package.device}, "
         "this processor and this torch; backend native takes it from the cache"
     )
-    typer.echo(package.path)
+    return Outcome({"package": str(package.path), "device": package.device},
+                   text=str(package.path))  # fmt: skip
 
 
-@app.command()
-def simulate(
+@step("cgml simulate molecule.pt --start dataset.h5 --copies 100 --ns 1 -o cg.h5")
+def simulate_command(
     model: _Model,
     output: Output,
     start: _Start,
@@ -115,7 +126,7 @@ def simulate(
     platform_property: _Properties = None,
     backend: _Backend = None,
     threads: Threads = 1,
-) -> None:
+) -> Outcome:
     """Run Langevin dynamics of many copies in one OpenMM Context; go on where it stopped."""
     from .dataset import read_dataset
     from .files import require_writable
@@ -140,11 +151,14 @@ def simulate(
     run = simulation.run(
         output, ns=ns, interval=interval, seconds=seconds, checkpoint_seconds=checkpoint_seconds
     )
-    _describe(output, run, seconds)
+    return _describe(output, run, seconds)
 
 
-@app.command()
-def remd(
+@step(
+    "cgml remd molecule.pt --start dataset.h5 --highest 600 --copies 16 --ns 1 -o remd.h5",
+    "cgml remd molecule.pt --start dataset.h5 --temperatures 300,380,480,600 --ns 1 -o remd.h5",
+)
+def remd_command(
     model: _Model,
     output: Output,
     start: _Start,
@@ -175,7 +189,7 @@ def remd(
     platform_property: _Properties = None,
     backend: _Backend = None,
     threads: Threads = 1,
-) -> None:
+) -> Outcome:
     """Run temperature replica exchange, many ladders in one OpenMM Context."""
     from .dataset import read_dataset
     from .files import require_writable
@@ -220,12 +234,19 @@ def remd(
     run = simulation.run(
         output, ns=ns, interval=interval, seconds=seconds, checkpoint_seconds=checkpoint_seconds
     )
-    _describe(output, run, seconds)
+    return _describe(output, run, seconds)
 
 
-def _describe(output: Path, run: Any, seconds: float | None) -> None:
+def _describe(output: Path, run: Any, seconds: float | None) -> Outcome:
+    record = {
+        "finished": run.finished,
+        "frames": len(run),
+        **{k: run.info[k] for k in _SAID if k in run.info},
+        "statistics": run.info.get("statistics") or {},
+        "resets": sum(e["what"] in ("reset", "dropped") for e in run.events),
+    }
     if not run.finished:  # why was logged
-        raise typer.Exit(130 if seconds is None else 0)
+        return Outcome(record, INTERRUPTED if seconds is None else 0)
     speed = run.info.get("replica_steps_per_second", float("nan"))
     copies, dt = run.info["copies"], run.info["timestep_ps"]
     say(
@@ -245,10 +266,14 @@ def _describe(output: Path, run: Any, seconds: float | None) -> None:
         say(f"{len(lost)} times a copy was no longer finite; first: {lost[0]}")
     if run.extrapolating is not None and run.extrapolating.any():
         say(f"{run.extrapolating.mean():.2%} of the frames are outside the training data")
+    return Outcome(record)
 
 
-@app.command()
-def export(
+@step(
+    "cgml export cg.h5 -o cg.dcd",
+    "cgml export remd.h5 --temperature 300 -o cold.xtc",
+)
+def export_command(
     run: Annotated[str, typer.Argument(help="Run from `cgml simulate` or `cgml remd`.")],
     output: Output,
     temperature: Annotated[
@@ -256,7 +281,7 @@ def export(
     ] = None,
     copy: Annotated[int | None, typer.Option(help="Or one copy, through all of them.")] = None,
     stride: Annotated[int, typer.Option(min=1, help="Every so many frames.")] = 1,
-) -> None:
+) -> dict[str, Any]:
     """Write a run as DCD or XTC with PDB, energies and swaps as tables; also while it runs."""
     from .export import export_run
     from .files import require_writable
@@ -268,17 +293,22 @@ def export(
     say(f"{written.topology}, {written.energies}")
     if written.exchanges is not None:
         say(f"{written.exchanges}")
+    return {
+        "frames": written.frames,
+        "topology": str(written.topology),
+        "energies": str(written.energies),
+    }
 
 
-@app.command()
-def benchmark(
+@step("cgml benchmark molecule.pt --start dataset.h5 --seconds 60", prints=True)
+def benchmark_command(
     model: _Model,
     start: _Start,
     seconds: Annotated[float, typer.Option(min=1.0, help="To spend, about.")] = 30.0,
     platform: _Platform = None,
     backend: _Backend = None,
     threads: Threads = 1,
-) -> None:
+) -> dict[str, Any]:
     """Say how many copies are best for a model on this machine, and where the time goes."""
     from .benchmark import backend_speeds
     from .benchmark import benchmark as measure
@@ -297,11 +327,15 @@ def benchmark(
         say(f"replica-steps/s of {best.copies} copies on {best.platform} by backend:")
         for name, speed in record["backends"].items():
             say(f"{name:<10} {speed:>24,.0f}")
-    typer.echo(json.dumps(record))
+    return record
 
 
-@app.command()
-def analyze(
+@step(
+    "cgml analyze cg.h5 --reference reference.h5 --dihedral 0,1,2,3 --dihedral 1,2,3,4 "
+    "-o report.html",
+    prints=True,
+)
+def analyze_command(
     run: Annotated[str, typer.Argument(help="Run from `cgml simulate`.")],
     reference: Annotated[str, typer.Option(help="Reference: dataset (.h5) or .npz histogram.")],
     output: Output,
@@ -318,7 +352,7 @@ def analyze(
     temperature: Annotated[
         float | None, typer.Option(help="Rung to compare, K; that of the training if not given.")
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Compare a run with a reference; write report.html and print the numbers as JSON."""
     from .analysis import compare
     from .dataset import read_dataset
@@ -359,24 +393,25 @@ def analyze(
         run=frames.info,
         notes=[],
     )
-    typer.echo(json.dumps(comparison.record()))
+    return comparison.record()
 
 
-@app.command()
-def doctor() -> None:
+@step("cgml doctor")
+def doctor_command() -> Outcome:
     """Say what works on this machine; exit code 1 if nothing does."""
     from .doctor import diagnose
 
     diagnosis = diagnose()
-    for name, version in diagnosis.versions.items():
-        typer.echo(f"{name:>14}  {version}")
-    for check in diagnosis.checks:
-        typer.echo(f"{check.status:>14}  {check.name}: {check.detail}")
-    raise typer.Exit(diagnosis.exit_code)
+    lines = [f"{name:>14}  {version}" for name, version in diagnosis.versions.items()]
+    lines += [f"{c.status:>14}  {c.name}: {c.detail}" for c in diagnosis.checks]
+    checks = [vars(check) for check in diagnosis.checks]
+    return Outcome(
+        {"versions": diagnosis.versions, "checks": checks}, diagnosis.exit_code, "\n".join(lines)
+    )
 
 
-@app.command()
-def quickstart(
+@step("cgml quickstart -o demo", "cgml quickstart --quick -o demo", prints=True)
+def quickstart_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path(
         "demo"
     ),
@@ -386,7 +421,7 @@ def quickstart(
     backend: _Backend = None,
     seed: int = 0,
     threads: Threads = 1,
-) -> None:
+) -> dict[str, Any]:
     """Do everything on the data in the package: map, train, export, simulate, compare."""
     from .quickstart import FULL, QUICK
     from .quickstart import quickstart as run
@@ -394,7 +429,67 @@ def quickstart(
     _use_threads(threads)
     summary = run(output, effort=QUICK if quick else FULL, backend=backend, seed=seed)
     say(f"report: {output / 'report.html'}")
-    typer.echo(json.dumps(summary))
+    return summary
+
+
+@step("cgml rerun cg.h5.run.toml -o again.h5", repeats=False)
+def rerun_command(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The .run.toml beside an output.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Instead of the output it names.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if a file that it reads is another now.")
+    ] = False,
+) -> dict[str, Any]:
+    """Give a command again, with all options as they were; in the folder where it was given."""
+    held = read_echo(file)
+    check_inputs(file, held, force)
+    words = held["command"].split()
+    program = context.find_root()
+    command: Any = program.command
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            raise InputError(f"{file} names {held['command']!r}, which is no command of cgml")
+    if command.callback is None or words == ["rerun"]:
+        raise InputError(f"{file} names {held['command']!r}, which cannot be given again")
+    options = {**held["options"], **({"output": str(output)} if output is not None else {})}
+    arguments = arguments_of(file, command, options)
+    say("cgml " + shlex.join([*words, *arguments]))
+    made = command.make_context(words[-1], arguments, parent=program)
+    with made:
+        command.invoke(made)
+    return {"repeated": held["command"], "options": options}
+
+
+_SECTIONS: dict[str, dict[str, Callable[..., None]]] = {
+    "Begin": {"quickstart": quickstart_command, "doctor": doctor_command},
+    "Data": {"reference": reference_command, "map": map_command},
+    "Models": {"train": train_command, "distill": distill_command},
+    "Simulations": {
+        "compile": compile_command,
+        "benchmark": benchmark_command,
+        "simulate": simulate_command,
+        "remd": remd_command,
+        "export": export_command,
+    },
+    "Results": {
+        "analyze": analyze_command,
+        "reweight": reweight_command,
+        "backmap": backmap_command,
+        "entropy": entropy_command,
+        "rerun": rerun_command,
+    },
+}
+_GROUPS = {"Data": {"data": data_app}, "Models": {"flow": flow_app}}
+
+for _section, _commands in _SECTIONS.items():
+    for _name, _command in _commands.items():
+        add(app, _name, _command, _section)
+    for _name, _group in _GROUPS.get(_section, {}).items():
+        app.add_typer(_group, name=_name, rich_help_panel=_section)
 
 
 def main() -> None:
@@ -407,7 +502,7 @@ def main() -> None:
             app()
     except CGMLError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:

@@ -1,12 +1,12 @@
 """``cgml backmap`` and ``cgml entropy``: atoms for beads, and what beads leave open about them."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .command_options import Output, Threads, say
+from .command_step import step
 from .errors import InputError
 
 _Traj = Annotated[
@@ -21,6 +21,11 @@ _Steps = Annotated[
 _Report = Annotated[Path | None, typer.Option(help="HTML page to write.")]
 
 
+@step(
+    "cgml backmap --model split.flow --traj cg.h5 -n 5 -o atoms.dcd",
+    "cgml backmap --model split.flow --traj cg.h5 --relax amber14-all.xml -o atoms.dcd",
+    prints=True,
+)
 def backmap_command(
     model: Annotated[str, typer.Option(help="Split-flow from `cgml flow split`.")],
     traj: _Traj,
@@ -48,7 +53,7 @@ def backmap_command(
     ] = None,
     seed: int = 0,
     threads: Threads = 1,
-) -> None:
+) -> dict[str, Any]:
     """Generate atomistic structures of a coarse-grained trajectory; go on where it stopped.
 
     Writes NAME.dcd, NAME.pdb and NAME.npz (frames and log-densities); with --relax also
@@ -99,7 +104,7 @@ def backmap_command(
             lead=f"{written.structures:,} structures by {Path(model).name}, seed {seed}.",
             relaxed=_told(record.get("relaxed")),
         )  # fmt: skip
-    typer.echo(json.dumps(record))
+    return record
 
 
 def _told(relaxed: dict[str, float] | None) -> dict[str, float] | None:
@@ -142,6 +147,11 @@ def _relaxed(output: Path, structures: Any, forcefield: list[str], flow: Any) ->
     }  # fmt: skip
 
 
+@step(
+    "cgml entropy split.flow --traj cg.h5 --report entropy.html -o entropy.npz",
+    "cgml entropy backbone.flow calpha.flow --atoms test.h5 -o ranking.npz",
+    prints=True,
+)
 def entropy_command(
     models: Annotated[list[str], typer.Argument(help="Split-flows of `cgml flow split`.")],
     output: Output,
@@ -163,7 +173,7 @@ def entropy_command(
     report: _Report = None,
     seed: int = 0,
     threads: Threads = 1,
-) -> None:
+) -> dict[str, Any]:
     """Mapping entropy along a trajectory, or of several maps of one molecule.
 
     One model: S(R) of every frame of --traj into NAME.npz, means on standard output. Several:
@@ -197,11 +207,12 @@ def entropy_command(
         more = differences(ranked)
         for one, (gap, error) in zip(ranked, more, strict=True):
             say(f"{one.text()}; {gap:.2f} ± {error:.2f} more than the first")
-        record: Any = [
+        maps = [
             {"name": one.name, "beads": one.beads, "data": one.data.record(),
              "model": one.model.record(), "more": gap, "more_error": error}
             for one, (gap, error) in zip(ranked, more, strict=True)
         ]  # fmt: skip
+        record: dict[str, Any] = {"maps": maps}
         arrays = {one.name: one.data.values for one in ranked}
         if report is not None:
             from .report import write_mapping_comparison
@@ -243,4 +254,4 @@ def entropy_command(
             )  # fmt: skip
     with atomic_path(output) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
-    typer.echo(json.dumps(record))
+    return record

@@ -1,13 +1,12 @@
 """``cgml data``: look into datasets, join them, take parts of them, convert other programs'."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .command_options import Output, parse_numbers, say
-from .convert import FORMATS
+from .command_step import Outcome, add, step
 from .errors import InputError
 from .units import FORCE_UNITS, LENGTH_UNITS
 
@@ -16,21 +15,23 @@ data_app = typer.Typer(
     no_args_is_help=True,
 )
 
+#: Names in `convert.FORMATS`, which is not imported: numpy would slow ``--help`` down.
+_FORMATS = ("npz", "mdtraj", "cgnet", "mlcg")
+
 _File = Annotated[str, typer.Argument(help="Dataset, or a collection of several molecules.")]
 _Weights = Annotated[
     str, typer.Option(help="per_frame: each file counts by its frames; as_is: as they are.")
 ]
 
 
-@data_app.command("info")
+@step("cgml data info dataset.h5", repeats=False)
 def info_command(
     file: _File,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Of each kind of coordinate.")] = 12,
     max_frames: Annotated[
         int, typer.Option(min=1, help="Of more, coordinates are from every so many.")
     ] = 20_000,
-) -> None:
+) -> Outcome:
     """Say how much a dataset is worth: frames, weights, correlation, forces, coverage, doubts."""
     from .dataset import CGDataset
     from .dataset_info import describe
@@ -38,19 +39,16 @@ def info_command(
     found = _open(file)
     molecules = {"": found} if isinstance(found, CGDataset) else found.datasets
     infos = {name: describe(data, max_frames) for name, data in molecules.items()}
-    if as_json:
-        records = {name: info.record() for name, info in infos.items()}
-        typer.echo(json.dumps(records.get("", records)))
-        return
+    records = {name: info.record() for name, info in infos.items()}
+    lines = []
     for name, info in infos.items():
-        if name:
-            typer.echo(f"{'=' * 12} {name}")
-        typer.echo(info.text(rows) + "\n" * bool(name))
+        lines += [f"{'=' * 12} {name}"] * bool(name) + [info.text(rows)] + [""] * bool(name)
     if not isinstance(found, CGDataset):
-        typer.echo(_types_table(found))
+        lines.append(_types_table(found))
+    return Outcome(records.get("", records), text="\n".join(lines))
 
 
-@data_app.command("merge")
+@step("cgml data merge first.h5 second.h5 -o both.h5")
 def merge_command(
     files: Annotated[list[str], typer.Argument(help="Datasets, or collections.")],
     output: Output,
@@ -59,7 +57,7 @@ def merge_command(
         typer.Option(help="Several molecules: one name a file; they stay side by side."),
     ] = None,
     weights: _Weights = "per_frame",
-) -> None:
+) -> dict[str, Any]:
     """Join datasets of the same beads; with --name, collect those of several molecules."""
     from .collection import collect_files, read_collection
     from .merging import merge_files
@@ -75,23 +73,23 @@ def merge_command(
         joined.save(output)
     else:
         merge_files(files, output, weights)
-    _report(output)
+    return _written(output)
 
 
-@data_app.command("append")
+@step("cgml data append dataset.h5 more.h5", repeats=False)
 def append_command(
     file: Annotated[str, typer.Argument(help="Dataset that gets longer.")],
     more: Annotated[list[str], typer.Argument(help="Datasets whose frames are added.")],
     weights: _Weights = "per_frame",
-) -> None:
+) -> dict[str, Any]:
     """Add frames to a dataset; a kill on the way leaves the file as it was."""
     from .merging import merge_files
 
     merge_files([file, *more], file, weights)
-    _report(Path(file))
+    return _written(Path(file))
 
 
-@data_app.command("split")
+@step("cgml data split dataset.h5 --train train.h5 --valid valid.h5")
 def split_command(
     file: _File,
     train: Annotated[Path, typer.Option(help="File of the first part.")],
@@ -100,7 +98,7 @@ def split_command(
     by: Annotated[str, typer.Option(help="blocks, trajectory or shuffle.")] = "blocks",
     blocks: Annotated[int, typer.Option(min=1, help="Contiguous blocks.")] = 10,
     seed: Annotated[int, typer.Option(help="Of trajectory and shuffle.")] = 0,
-) -> None:
+) -> dict[str, Any]:
     """Split into training and validation frames that are not neighbours in time."""
     from .files import require_writable
 
@@ -108,13 +106,13 @@ def split_command(
         require_writable(path)
     if train.resolve() == valid.resolve():
         raise InputError(f"both parts would be written to {train}; give two files")
-    for path, part in zip((train, valid), _open(file).split(fraction, blocks, by, seed),
-                          strict=True):  # fmt: skip
+    parts = _open(file).split(fraction, blocks, by, seed)
+    for path, part in zip((train, valid), parts, strict=True):
         part.save(path)
-        _report(path)
+    return {"train": _written(train), "valid": _written(valid)}
 
 
-@data_app.command("subsample")
+@step("cgml data subsample dataset.h5 --count 1000 -o fewer.h5")
 def subsample_command(
     file: _File,
     output: Output,
@@ -122,20 +120,23 @@ def subsample_command(
         int | None, typer.Option(help="Every so many frames of each trajectory.")
     ] = None,
     count: Annotated[int | None, typer.Option(help="Or so many frames, evenly spaced.")] = None,
-) -> None:
+) -> dict[str, Any]:
     """Take fewer frames, evenly spaced."""
     from .files import require_writable
 
     require_writable(output)
     _open(file).subsample(count=count, stride=stride).save(output)
-    _report(output)
+    return _written(output)
 
 
-@data_app.command("convert")
+@step(
+    "cgml data convert coordinates.npy --forces forces.npy --format npz --length-unit angstrom "
+    "--force-unit kcal/mol/angstrom --temperature 300 --top CA,CA,CA,CA -o dataset.h5"
+)
 def convert_command(
     files: Annotated[list[str], typer.Argument(help="Files of beads; several: trajectories.")],
     output: Output,
-    format: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.")],
+    format: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(_FORMATS)}.")],
     temperature: Annotated[float | None, typer.Option(help="Of the ensemble, K.")] = None,
     length_unit: Annotated[
         str | None, typer.Option(help=f"Of arrays: {', '.join(LENGTH_UNITS)}; no default.")
@@ -160,7 +161,7 @@ def convert_command(
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Take distances and forces on trust.")
     ] = False,
-) -> None:
+) -> dict[str, Any]:
     """Make a dataset of another program's files of beads (not of atoms: `cgml map`)."""
     from .convert import convert_files
     from .files import require_writable
@@ -184,14 +185,14 @@ def convert_command(
         check=not no_check,
     )
     data.save(output)
-    _report(output)
+    return _written(output)
 
 
-@data_app.command("export")
+@step("cgml data export dataset.h5 -o arrays.npz")
 def export_command(
     file: Annotated[str, typer.Argument(help="Dataset.")],
     output: Output,
-) -> None:
+) -> dict[str, Any]:
     """Write a dataset as .npz, for programs that read numpy's files."""
     from .convert import to_npz
     from .dataset import read_dataset
@@ -203,6 +204,15 @@ def export_command(
     data = read_dataset(file)
     to_npz(data, output)
     say(f"{output}: {len(data):,} frames, in nm, kJ/mol/nm, kJ/mol")
+    return {"frames": len(data), "beads": len(data.topology)}
+
+
+for _name, _command in (
+    ("info", info_command), ("merge", merge_command), ("append", append_command),
+    ("split", split_command), ("subsample", subsample_command), ("convert", convert_command),
+    ("export", export_command),
+):  # fmt: skip
+    add(data_app, _name, _command)
 
 
 def _kind(file: str | Path) -> str:
@@ -223,10 +233,11 @@ def _open(file: str | Path) -> Any:
     return read_collection(file) if _kind(file) == "collection" else read_dataset(file)
 
 
-def _report(path: Path) -> None:
-    """Say what a file that was just written holds, from its head."""
+def _written(path: Path) -> dict[str, Any]:
+    """Say and return what a file that was just written holds, from its head."""
     import h5py
 
+    record = {}
     with h5py.File(path, "r") as handle:
         molecules = handle.get("molecules")
         groups = {"": handle} if molecules is None else dict(molecules.items())
@@ -235,6 +246,8 @@ def _report(path: Path) -> None:
             beside = [n for n in group["frames"] if n != "positions"]
             held = f", with {', '.join(sorted(beside))}" if beside else ""
             say(f"{path}{name and f', {name}'}: {frames:,} frames of {beads} beads{held}")
+            record[name] = {"frames": int(frames), "beads": int(beads), "with": sorted(beside)}
+    return record.get("", record)
 
 
 def _types_table(collection: Any) -> str:

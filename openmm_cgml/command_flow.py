@@ -6,6 +6,7 @@ import typer
 
 from .command_options import Checkpoints, Output, Threads, say
 from .command_prior import make_network, network_settings
+from .command_step import add, step
 from .errors import InputError
 from .flow import FLOWS
 from .mapping import MAPPINGS
@@ -31,7 +32,7 @@ _Count = Annotated[int, typer.Option(min=1)]
 _Rate = Annotated[float, typer.Option(min=0.0)]
 
 
-@flow_app.command("train")
+@step("cgml flow train dataset.h5 --epochs 30 -o molecule.flow")
 def train_command(
     dataset: Annotated[str, typer.Argument(help="Dataset from `cgml map`; no forces needed.")],
     output: Output,
@@ -55,7 +56,7 @@ def train_command(
     seed: int = 0,
     checkpoints: Checkpoints = None,
     threads: Threads = 1,
-) -> None:
+) -> dict[str, Any]:
     """Train a flow by maximum likelihood; frames count by their weights."""
     import torch
 
@@ -80,9 +81,10 @@ def train_command(
         f"{100 * result.metrics['outside_training']:.1f} % of them have a distance, angle or "
         "torsion clearly outside the training data"
     )
+    return {"metrics": dict(result.metrics)}
 
 
-@flow_app.command("sample")
+@step("cgml flow sample molecule.flow --count 100000 -o samples.h5")
 def sample_command(
     flow: _Flow,
     output: Output,
@@ -91,7 +93,7 @@ def sample_command(
     largest_force: _LargestForce = None,
     seed: int = 0,
     threads: Threads = 1,
-) -> None:
+) -> dict[str, Any]:
     """Draw samples with forces and weights: a dataset as `cgml map` writes it."""
     import torch
 
@@ -105,9 +107,10 @@ def sample_command(
     )
     dataset.save(output)
     say(f"{output}: {dataset.mapping['flow']['text']}")
+    return {"frames": len(dataset), "flow": dataset.mapping["flow"]}
 
 
-@flow_app.command("split")
+@step("cgml flow split atoms.h5 --mapping backbone --epochs 60 -o split.flow")
 def split_command(
     dataset: Annotated[
         str, typer.Argument(help="Dataset of atoms: `cgml map` with heavy_atom or all_atom.")
@@ -135,7 +138,7 @@ def split_command(
     seed: int = 0,
     checkpoints: Checkpoints = None,
     threads: Threads = 1,
-) -> None:
+) -> dict[str, Any]:
     """Train a split-flow: the density of a molecule's atoms at given beads, for `cgml backmap`.
 
     Of many equal molecules each is a frame of its own.
@@ -165,6 +168,13 @@ def split_command(
         f"log-density of validation frames {result.metrics['log_likelihood']:.2f} nats "
         f"({untrained.removed} removed degrees of freedom, nm)"
     )
+    return {"metrics": dict(result.metrics), "removed": untrained.removed}
+
+
+for _name, _command in (
+    ("train", train_command), ("sample", sample_command), ("split", split_command),
+):  # fmt: skip
+    add(flow_app, _name, _command)
 
 
 def _molecule(dataset: Any, name: str | None) -> Any:
@@ -183,6 +193,7 @@ def _molecule(dataset: Any, name: str | None) -> Any:
     return found.datasets[name]
 
 
+@step("cgml distill molecule.flow --network cgnet -o student.pt")
 def distill_command(
     flows: Annotated[list[str], typer.Argument(help="Flows from `cgml flow train`.")],
     output: Output,
@@ -204,7 +215,7 @@ def distill_command(
     seed: int = 0,
     checkpoints: Checkpoints = None,
     threads: Threads = 1,
-) -> None:
+) -> dict[str, Any]:
     """Teach a PMF by the samples and forces of flows, write its model file, compare the two."""
     import torch
 
@@ -233,6 +244,10 @@ def distill_command(
     )  # fmt: skip
     save_model(output, distilled.result)
     say(f"{output}:\n{distilled.text()}")
+    return {
+        "metrics": dict(distilled.result.metrics),
+        "agreements": {name: vars(one) for name, one in distilled.agreements.items()},
+    }
 
 
 def _visited(runs: list[str] | None, several: bool, most: int, seed: int) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .command_options import say
+from .command_step import step
 from .errors import InputError
 from .mapping import FORCE_MAPS, MAPPINGS
 
@@ -14,6 +15,10 @@ from .mapping import FORCE_MAPS, MAPPINGS
 _LISTED = 200
 
 
+@step(
+    "cgml map --top molecule.pdb --mapping backbone --draw map.png",
+    "cgml map run.dcd --top molecule.pdb --forces forces.npy --temperature 300 -o dataset.h5",
+)
 def map_command(
     context: typer.Context,
     trajectory: Annotated[
@@ -61,7 +66,7 @@ def map_command(
     force_unit: Annotated[
         str, typer.Option(help="kJ/mol/nm, kcal/mol/angstrom, ...")
     ] = "kJ/mol/nm",
-) -> None:
+) -> dict[str, Any]:
     """Map an all-atom trajectory, and its forces, to a dataset of beads.
 
     Without a trajectory: show what beads a mapping makes of a topology, and --draw them.
@@ -80,7 +85,7 @@ def map_command(
         _say_beads(beads, atoms)
         if draw is not None:
             _draw(draw, beads, atoms, *_coordinates(top, atoms))
-        return
+        return _record(beads)
     if output is None and draw is None:
         context.fail("Missing option '--output' / '-o'.")
     if output is not None and temperature is None:
@@ -104,7 +109,7 @@ def map_command(
     if output is None or temperature is None:
         _say_counts(beads)
         _say_beads(beads, atoms)
-        return
+        return _record(beads)
     dataset = map_trajectory(
         source,
         beads,
@@ -123,6 +128,18 @@ def map_command(
         say("no forces in the data: force matching needs some (--forces)")
     else:
         _say_forces(dataset.mapping["force_map"])
+    found = dataset.mapping.get("force_map") or {}
+    return {
+        **_record(beads),
+        "frames": len(dataset),
+        "temperature_K": dataset.temperature,
+        "force_map": found.get("name"),
+        "force_rms": {name: square**0.5 for name, square in found.get("compared", {}).items()},
+    }
+
+
+def _record(beads: Any) -> dict[str, Any]:
+    return {"beads": [beads.topology.label(k) for k in range(len(beads.topology))]}
 
 
 def _say_forces(force_map: dict[str, Any]) -> None:

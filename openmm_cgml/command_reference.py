@@ -1,7 +1,6 @@
 """``cgml reference``: an all-atom run that writes a dataset of beads as it goes."""
 
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from .command_options import Output, say
+from .command_step import INTERRUPTED, Outcome, step
 from .errors import InputError
 from .mapping import FORCE_MAPS, MAPPINGS
 
 _METHODS = ("unbiased", "remd", "metadynamics", "umbrella")
 
 
+@step(
+    "cgml reference molecule.pdb --ns 5 --method metadynamics --variable phi --variable psi "
+    "-o biased.h5",
+    "cgml reference molecule.pdb --ns 5 --method remd --temperatures 300,350,410,480 -o data.h5",
+)
 def reference_command(
     molecule: Annotated[
         Path, typer.Argument(help="A .pdb or .cif; an Amber .prmtop; or an OpenMM System .xml.")
@@ -117,7 +122,7 @@ def reference_command(
         float | None, typer.Option(help="Stop after so long, to go on another time.")
     ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Between segments.")] = 30.0,
-) -> None:
+) -> Outcome:
     """Run all-atom dynamics, biased or not, into a dataset; go on where it stopped."""
     from .reference.run import run_reference
 
@@ -171,7 +176,6 @@ def reference_command(
     )
     statistics = run.info["statistics"]
     record = {
-        "output": str(run.output),
         "finished": run.finished,
         "frames": run.frames,
         "total_frames": run.total,
@@ -180,9 +184,8 @@ def reference_command(
         **{k: run.info[k] for k in ("method", "temperature_K", "timestep_ps", "platform", "seed")},
         "statistics": statistics,
     }
-    typer.echo(json.dumps(record))
     if not run.finished:  # why was logged
-        raise typer.Exit(130 if seconds is None else 0)
+        return Outcome(record, INTERRUPTED if seconds is None else 0)
     say(
         f"{output}: {run.frames} frames, {run.ns_per_day:,.0f} ns/day on {record['platform']}"
         if record["ns_per_day"]
@@ -193,6 +196,7 @@ def reference_command(
         say(f"weights: worth {samples:,.0f} frames of equal weight (Kish)")
     if rates := statistics.get("neighbour_acceptance"):
         say("acceptance " + " ".join("-" if r is None else f"{r:.2f}" for r in rates))
+    return Outcome(record)
 
 
 def parse_centres(texts: list[str]) -> Any:

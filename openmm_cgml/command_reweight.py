@@ -1,18 +1,23 @@
 """``cgml reweight``: a flow's samples as the ensemble of a PMF, or of several to be compared."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .command_options import Output, Threads, parse_numbers, say
+from .command_step import NOT_CONVERGED, Outcome, step
 from .errors import InputError
 
 # ps; seconds of a run, after the model has been compiled once.
 _CHECK = 5.0
 
 
+@step(
+    "cgml reweight molecule.pt --flow molecule.flow --ensemble weighted.h5 -o weights.html",
+    "cgml reweight first.pt second.pt --compare --flow molecule.flow -o ranking.html",
+    prints=True,
+)
 def reweight_command(
     models: Annotated[list[str], typer.Argument(help="Model files from `cgml train`.")],
     flow: Annotated[str, typer.Option(help="Flow from `cgml flow train`.")],
@@ -50,7 +55,7 @@ def reweight_command(
     ] = 0.0,
     seed: int = 0,
     threads: Threads = 1,
-) -> None:
+) -> Outcome:
     """Weigh a flow's samples by a PMF; write a report, print the numbers as JSON.
 
     Exit code 3 if the weights have not converged.
@@ -104,13 +109,14 @@ def reweight_command(
     if ensemble is not None:
         scores[0].samples.dataset().save(ensemble)
         say(f"{ensemble}: {samples:,} weighted samples")
-    typer.echo(json.dumps([score.record() for score in scores]))
+    record = {"pmfs": [score.record() for score in scores]}
     if not all(score.samples.report.converged for score in scores):
         say(
             "not converged: draw more samples, fine-tune the flow, anneal, or combine with a run; "
             "see docs/boltzmann.md"
         )
-        raise typer.Exit(3)
+        return Outcome(record, NOT_CONVERGED)
+    return Outcome(record)
 
 
 def _dataset(path: str) -> Any:

@@ -7,12 +7,18 @@ import typer
 
 from .command_options import Checkpoints, Threads, say
 from .command_prior import PriorChoice, make_network, network_settings, require_serves
+from .command_step import step
 from .errors import InputError
 from .pmf import PMFS
 
 _LOSSES = ("force_matching", "denoising")
 
 
+@step(
+    "cgml train dataset.h5 --epochs 60 -o molecule.pt",
+    "cgml train dataset.h5 --network schnet --set cutoff=1.2 -o molecule.pt",
+    "cgml train dataset.h5 --prior bonds,angles,torsions,repulsion --dry-run",
+)
 def train_command(
     context: typer.Context,
     dataset: Annotated[
@@ -110,7 +116,7 @@ def train_command(
         bool, typer.Option("--dry-run", help="Say what it will do and how long; write no model.")
     ] = False,
     threads: Threads = 1,
-) -> None:
+) -> dict[str, Any]:
     """Train a PMF and write a model file."""
     import torch
 
@@ -167,12 +173,21 @@ def train_command(
     if dry_run:
         from .training_plan import plan
 
-        say(plan(make(seed), training, validation, **settings).text())
+        planned = plan(make(seed), training, validation, **settings)
+        say(planned.text())
         if ensemble > 1:
             say(f"{ensemble} times, for an ensemble")
         if write_prior is not None:
             table.save(write_prior)
-        return
+        return {
+            "plan": {
+                "parameters": sum(count for _, count in planned.terms),
+                "steps": planned.steps,
+                "seconds": planned.seconds * ensemble,
+                "memory_bytes": planned.memory,
+                "device": planned.device,
+            }
+        }
     result = _fit(make, training, validation, ensemble, bootstrap, checkpoints, settings)
     if _rank() == 0:
         assert output is not None
@@ -180,6 +195,13 @@ def train_command(
         if write_prior is not None:
             table.save(write_prior)
         _report(output, result)
+    return _metrics(result)
+
+
+def _metrics(result: Any) -> dict[str, Any]:
+    """Return the final numbers, of each molecule where there are several."""
+    molecules = {name: dict(one.metrics) for name, one in (result.molecules or {}).items()}
+    return {"metrics": dict(result.metrics), **({"molecules": molecules} if molecules else {})}
 
 
 def _fit(

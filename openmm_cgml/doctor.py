@@ -1,8 +1,6 @@
 """Does it work here? Versions, known-bad pairs, plugins, energies and forces on every platform."""
 
-import importlib.metadata
 import os
-import platform as machine
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -12,20 +10,8 @@ from typing import Any
 import numpy as np
 
 from .dataset import CGDataset
+from .provenance import versions as installed_versions
 from .topology import CGTopology
-
-_PACKAGES = (
-    "openmm_cgml",
-    "torch",
-    "openmm",
-    "openmmtorch",
-    "mdtraj",
-    "ParmEd",
-    "numpy",
-    "scipy",
-    "h5py",
-    "lightning",
-)
 
 _SILENT = "does not run"
 
@@ -70,12 +56,7 @@ def diagnose() -> Diagnosis:
         A `Diagnosis`; energies and forces of each combination are compared with torch's own. The
         native force and its small model are compiled if this machine has not done so before.
     """
-    versions = {"python": machine.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    versions = installed_versions()
     diagnosis = Diagnosis(versions)
     checks = diagnosis.checks
     openmm_first = "openmm" in sys.modules and "torch" not in sys.modules

@@ -1,10 +1,12 @@
 """Units: nm, ps, Da, kJ/mol, K and radians in memory and on disk; quantities are stripped once."""
 
-from typing import Any
-
-import numpy as np
+import math
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+
+if TYPE_CHECKING:  # the command line reads names of units here, and numpy takes longer to load
+    import numpy as np
 
 #: Molar gas constant, kJ/mol/K (CODATA 2018; the value OpenMM uses).
 GAS_CONSTANT = 0.00831446261815324
@@ -53,13 +55,13 @@ def strip(value: Any, unit: str, *, what: str, positive: bool = False) -> float:
         raise InputError(
             f"{what} is {_brief(value)}; give a number in {unit} or a quantity that converts to it"
         ) from error
-    if not np.isfinite(number) or (positive and number <= 0):
+    if not math.isfinite(number) or (positive and number <= 0):
         kind = "a positive" if positive else "a finite"
         raise InputError(f"{what} is {_brief(value)}; give {kind} number in {unit}")
     return number
 
 
-def strip_array(value: Any, unit: str, *, what: str) -> np.ndarray:
+def strip_array(value: Any, unit: str, *, what: str) -> "np.ndarray":
     """Turn an array, nested list or quantity of one into an array in `unit`; see `strip`.
 
     Args:
@@ -70,6 +72,8 @@ def strip_array(value: Any, unit: str, *, what: str) -> np.ndarray:
     Raises:
         InputError: if the quantity has another dimension, or the values are no numbers.
     """
+    import numpy as np
+
     try:
         array = np.asarray(_magnitude(value, unit))
         if array.dtype.kind not in "fiu":

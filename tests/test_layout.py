@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Data flows down: a module imports from the lines above its own and from files left of it.
 LEVELS = [
-    "version errors units registry geometry neighbours files progress",
+    "version errors units registry geometry neighbours files provenance progress",
     "topology periodic dcd whole_files formats trajectory",
     "mapping/",
     (
@@ -43,8 +43,8 @@ LEVELS = [
         "report"
     ),
     (
-        "doctor quickstart command_options command_map command_data command_reference "
-        "command_prior command_train command_flow command_reweight command_backmap cli __main__"
+        "doctor quickstart command_options command_step command_map command_data "
+        "command_reference command_prior command_train command_flow command_reweight command_backmap cli __main__"
     ),
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.

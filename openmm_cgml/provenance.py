@@ -1,0 +1,54 @@
+"""Where a result comes from: versions, hashes of the files that were read, and the time."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .files import sha256
+
+#: Distributions whose versions change numbers.
+PACKAGES = (
+    "openmm_cgml",
+    "torch",
+    "openmm",
+    "openmmtorch",
+    "mdtraj",
+    "ParmEd",
+    "numpy",
+    "scipy",
+    "h5py",
+    "lightning",
+)
+
+#: Larger files are told apart by their size and name: hashing them would take minutes.
+_LARGEST = 4 << 30
+
+
+def versions() -> dict[str, str]:
+    """Return package -> version, or "not installed"; nothing is imported."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def fingerprint(path: str | Path) -> str:
+    """Return "sha256:..." of a file's content, or "bytes:..." where it is too large to hash."""
+    path = Path(path)
+    size = path.stat().st_size
+    return f"bytes:{size}" if size > _LARGEST else f"sha256:{sha256(path)}"
+
+
+def fingerprints(paths: Iterable[str | Path]) -> dict[str, str]:
+    """Return path -> `fingerprint`."""
+    return {str(path): fingerprint(path) for path in paths}
+
+
+def now() -> str:
+    """Return the time, ISO 8601, UTC, seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
