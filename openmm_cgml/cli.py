@@ -259,8 +259,8 @@ def _describe(output: Path, run: Any, seconds: float | None) -> Outcome:
             "acceptance " + " ".join("-" if r is None else f"{r:.2f}" for r in rates)
             + f", {statistics['round_trips']} round trips"
         )  # fmt: skip
-    if "effective_samples" in statistics:
-        say(f"effective samples: {statistics['effective_samples']:,.0f}")
+    if (samples := statistics.get("effective_samples")) is not None:
+        say(f"effective samples: {samples:,.0f}")
     lost = [e for e in run.events if e["what"] in ("reset", "dropped")]
     if lost:
         say(f"{len(lost)} times a copy was no longer finite; first: {lost[0]}")

@@ -72,7 +72,7 @@ def step(*examples: str, prints: bool = False, repeats: bool = True) -> Callable
             echo = repeats and _echo_path(options)
             if echo or as_json:
                 provenance = {
-                    "command": context.command_path.split(maxsplit=1)[1],
+                    "command": _command_name(context),
                     "date": date,
                     "seconds": round(time.perf_counter() - started, 2),
                     "inputs": fingerprints(read),
@@ -135,6 +135,13 @@ def add(
     # \b: lines are kept as they are.
     epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples) if examples else None
     app.command(name, epilog=epilog, rich_help_panel=section, context_settings=SETTINGS)(command)
+
+
+def _command_name(context: Any) -> str:
+    words: list[str] = []
+    while context.parent is not None:  # the outermost is the program, by whatever name
+        words, context = [context.info_name, *words], context.parent
+    return " ".join(words)
 
 
 def _finite(value: Any) -> Any:

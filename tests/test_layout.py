@@ -44,7 +44,8 @@ LEVELS = [
     ),
     (
         "doctor quickstart command_options command_step command_map command_data "
-        "command_reference command_prior command_train command_flow command_reweight command_backmap cli __main__"
+        "command_reference command_prior command_train command_flow command_reweight "
+        "command_backmap cli __main__"
     ),
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.
