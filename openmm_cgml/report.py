@@ -1,6 +1,5 @@
 """Self-contained HTML pages: a model with its training, run and comparison; weighted samples."""
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,28 +10,10 @@ import numpy as np
 from . import plot
 from .analysis import Comparison, dihedral_angles, dihedral_distribution
 from .entropy import MapEntropy, MappingEntropy
-from .files import atomic_path
+from .page import figure, grid, table, write_page
 from .quality import Quality
 from .ranking import CANNOT_SEE, PMFScore, energy_histograms
 from .reweight import Estimate
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 1100px;
-       margin: 2.5rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.7rem; margin-bottom: 0.2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-p.lead { color: #51606f; margin-top: 0; max-width: 46rem; }
-.cards { display: flex; flex-wrap: wrap; gap: 0.8rem; margin: 1.4rem 0; padding: 0; }
-.card { border: 1px solid #dde3e9; border-radius: 8px; padding: 0.7rem 1rem; min-width: 9.5rem; }
-.card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.card span { color: #51606f; font-size: 0.85rem; }
-img { width: 100%; height: auto; } img.small { max-width: 640px; }
-table { border-collapse: collapse; font-size: 0.9rem; }
-td, th { text-align: left; padding: 0.25rem 1.2rem 0.25rem 0; border-bottom: 1px solid #eef1f4; }
-.note { background: #fff7e0; border-left: 4px solid #e0a800; padding: 0.6rem 1rem;
-        max-width: 52rem; }
-.wide { overflow-x: auto; }
-figcaption { color: #51606f; font-size: 0.85rem; max-width: 60rem; } figure { margin: 0 0 1.4rem; }
-"""
 
 
 def write_report(
@@ -80,13 +61,13 @@ def write_report(
         cards.append((f"{speed:,.0f}", f"replica-steps/s, {run['backend']} on {run['platform']}"))
     sections = [
         "<h2>Free energy</h2>",
-        _figure(
+        figure(
             plot.free_energy_maps(comparison, labels, name),
             "Free energy over two dihedrals; 60 × 60 bins; the difference's mean over the "
             f"reference is removed, bins above {plot.DIFFERENCE_BELOW:g} kJ/mol are left out. "
             "Grey: never visited.",
         ),
-        _figure(
+        figure(
             plot.profiles(comparison, labels, name),
             "Profiles along each dihedral; bands are two standard errors over contiguous blocks "
             "(reference: two halves; model: groups of independent copies). Shaded: the state "
@@ -98,7 +79,7 @@ def write_report(
         floor = float(training["force_noise_floor"])
         sections += [
             "<h2>Training</h2>",
-            _figure(
+            figure(
                 plot.training_curve(training["history"], floor),
                 f"Validation force RMSE {training['force_rmse']:.1f} kJ/mol/nm, of which about "
                 f"{floor:.1f} is noise of the averaged-out atoms that no model can remove; the "
@@ -116,7 +97,7 @@ def write_report(
         "state ΔF, model, kJ/mol": _value(comparison.state_model),
         "state ΔF, reference, kJ/mol": _value(comparison.state_reference),
     }
-    sections += ["<h2>Numbers</h2>", _table(js_rows)]
+    sections += ["<h2>Numbers</h2>", table(js_rows)]
     versions = run.get("versions", {})
     settings = {
         k: v
@@ -125,15 +106,15 @@ def write_report(
     }
     sections += [
         "<h2>Run</h2>",
-        _table({**_outside(run), **settings, **{f"{k} version": v for k, v in versions.items()}}),
+        table({**_outside(run), **settings, **{f"{k} version": v for k, v in versions.items()}}),
     ]
     if backends:
         rows = {name: f"{speed:,.0f}" for name, speed in backends.items()}
-        sections += [f"<h2>Replica-steps/s of {run['copies']} copies</h2>", _table(rows)]
+        sections += [f"<h2>Replica-steps/s of {run['copies']} copies</h2>", table(rows)]
     if training:
         kept = {k: v for k, v in training.items() if not isinstance(v, (dict, list))}
-        sections += ["<h2>Training settings</h2>", _table(kept)]
-    _write_page(path, title, lead, notes, cards, sections)
+        sections += ["<h2>Training settings</h2>", table(kept)]
+    write_page(path, title, lead, notes, cards, sections)
 
 
 def write_reweighting(
@@ -179,14 +160,14 @@ def write_reweighting(
         compared = [(s.name, d) for s in scores if (d := s.divergence) is not None]
         if compared:
             names, distances = zip(*compared, strict=True)
-            figure = plot.ranking(
+            drawn_ranks = plot.ranking(
                 list(names), [d.value for d in distances], [d.error for d in distances]
             )
             sections.append(
-                _figure(figure, "Divergence from the reference; bars are two standard errors "
+                figure(drawn_ranks, "Divergence from the reference; bars are two standard errors "
                         "over blocks of samples.", small=True)
             )  # fmt: skip
-        sections.append(_grid(_SCORE_HEAD, [_score_row(score) for score in scores]))
+        sections.append(grid(_SCORE_HEAD, [_score_row(score) for score in scores]))
     for score in scores:
         sections.append(f"<h2>{html.escape(score.name)}</h2>")
         if score.comparison is not None and labels is not None:
@@ -195,14 +176,14 @@ def write_reweighting(
                 bins=len(score.comparison.reference.edges) - 1,
             )
             sections.append(
-                _figure(
+                figure(
                     plot.reweighted_profiles(drawn, score.comparison, labels),
                     "Free energy along each dihedral, of the flow's samples as they were drawn, "
                     "weighted by the PMF, and of the reference; bands are two standard errors.",
                 )
             )
             sections.append(
-                _figure(
+                figure(
                     plot.free_energy_maps(score.comparison, labels, "reweighted"),
                     "Free energy over both dihedrals, reweighted; the difference's mean over the "
                     "reference is removed. Grey: never drawn.",
@@ -210,21 +191,21 @@ def write_reweighting(
             )
         edges, densities = energy_histograms(score, (reference_frames or {}).get(score.name))
         sections += [
-            _figure(
+            figure(
                 plot.energy_distributions(edges, densities),
                 "Energy of the PMF in the flow's samples as they were drawn, by their weights, "
                 "and in frames of the all-atom ensemble, where there are some.",
                 small=True,
             ),
-            _figure(
+            figure(
                 plot.weight_tail(score.samples.raw_log_weights, score.samples.log_weights),
                 "Weights from the heaviest down, over the mean weight, before and after Pareto "
                 "smoothing.",
                 small=True,
             ),
         ]
-        sections.append(_table(_score_numbers(score)))
-    _write_page(path, title, lead, [*notes, *warnings, CANNOT_SEE], cards, sections)
+        sections.append(table(_score_numbers(score)))
+    write_page(path, title, lead, [*notes, *warnings, CANNOT_SEE], cards, sections)
 
 
 def write_backmapping(
@@ -251,13 +232,13 @@ def write_backmapping(
         (f"{quality.clashes[0]:.2%}", f"residues that clash (reference {quality.clashes[1]:.2%})"),
         (str(quality.mirrored[0]), f"wrong stereocentres of {quality.mirrored[1]:,}"),
     ]
-    sections = ["<h2>Metrics</h2>", _table(quality.rows())]
+    sections = ["<h2>Metrics</h2>", table(quality.rows())]
     if relaxed is not None:
-        sections += ["<h2>Relaxed, beads held</h2>", _table(relaxed)]
+        sections += ["<h2>Relaxed, beads held</h2>", table(relaxed)]
     if quality.plane is not None and np.isfinite(quality.plane.difference):
         sections += [
             "<h2>Torsions that the beads do not give</h2>",
-            _figure(
+            figure(
                 plot.torsion_planes(quality.plane),
                 "Free energy on the first two principal components of sines and cosines of one "
                 "torsion about each bond with an atom that is no bead; the reference's axes. The "
@@ -272,13 +253,13 @@ def write_backmapping(
         worst = np.argsort(-found.values)[:10]
         sections += [
             f"<h2>The ten worst {name}</h2>",
-            _grid(
+            grid(
                 ("kind", "JS*, nats", "reference's halves"),
                 [(found.kinds[k], f"{found.values[k]:.4f}", f"{found.floors[k]:.4f}")
                  for k in worst],
             ),
         ]  # fmt: skip
-    _write_page(path, title, lead, notes, cards, sections)
+    write_page(path, title, lead, notes, cards, sections)
 
 
 def write_entropy(
@@ -301,16 +282,16 @@ def write_entropy(
     ]
     sections = [
         "<h2>Along the trajectory</h2>",
-        _figure(
+        figure(
             plot.entropy_trace(
                 found.per_degree, found.errors / degrees, "S/k a removed DOF, nats"
             ),
             f"Each frame a removed degree of freedom, two standard errors; {found.unit}.",
         ),
         "<h2>Numbers</h2>",
-        _table(rows),
+        table(rows),
     ]
-    _write_page(path, title, lead, [found.unit], cards, sections)
+    write_page(path, title, lead, [found.unit], cards, sections)
 
 
 def write_mapping_comparison(
@@ -331,7 +312,7 @@ def write_mapping_comparison(
     cards = [(best.name, "loses least"), (f"{best.beads}", "beads"),
              (f"{least:.4f}", "nats a removed degree of freedom")]  # fmt: skip
     head = ("map", "beads", "more than the first", "data estimate", "model estimate", "gap")
-    grid = [
+    rows = [
         (one.name, str(one.beads), f"{gap:.2f} ± {error:.2f}",
          "{:.2f} ± {:.2f}".format(*one.data.mean), "{:.2f} ± {:.2f}".format(*one.model.mean),
          "{:.2f} ± {:.2f}".format(*one.gap))
@@ -339,13 +320,13 @@ def write_mapping_comparison(
     ]  # fmt: skip
     sections = [
         "<h2>Information lost</h2>",
-        _figure(
+        figure(
             plot.entropy_bars([one.name for one in ranked], gaps, errors),
             "By the data estimator, on the same frames, two standard errors of the differences.",
         ),
-        _grid(head, grid),
+        grid(head, rows),
     ]
-    _write_page(path, title, lead, [best.data.unit], cards, sections)
+    write_page(path, title, lead, [best.data.unit], cards, sections)
 
 
 _SCORE_HEAD = ("PMF", "effective", "forward", "k-hat", "JS*, nats", "ΔF error, kJ/mol",
@@ -396,37 +377,6 @@ def _estimate(estimate: Estimate) -> str:
     return number if estimate.converged else f"not converged: {number}"
 
 
-def _write_page(
-    path: str | Path,
-    title: str,
-    lead: str,
-    notes: Sequence[str],
-    cards: Sequence[tuple[str, str]],
-    sections: Sequence[str],
-) -> None:
-    """Write a page: heading, caveats, the main numbers, and what else there is."""
-    body = "".join(
-        [
-            f"<h1>{html.escape(title)}</h1><p class='lead'>{html.escape(lead)}</p>",
-            *(f"<p class='note'>{html.escape(n)}</p>" for n in notes),
-            "<div class='cards'>",
-            *(
-                f"<div class='card'><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>"
-                for v, k in cards
-            ),
-            "</div>",
-            *sections,
-        ]
-    )
-    page = (
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><body>{body}</body></html>\n"
-    )
-    with atomic_path(path) as partial:
-        partial.write_text(page, encoding="utf-8")
-
-
 def _outside(run: dict[str, Any]) -> dict[str, str]:
     """Return how many frames of a finished run are outside the training data, and why."""
     names = {
@@ -435,36 +385,6 @@ def _outside(run: dict[str, Any]) -> dict[str, str]:
     }
     statistics = run.get("statistics") or {}
     return {text: f"{statistics[key]:.2%}" for key, text in names.items() if key in statistics}
-
-
-def _figure(png: bytes, caption: str, small: bool = False) -> str:
-    data = base64.b64encode(png).decode()
-    kind = " class='small'" if small else ""
-    return (
-        f"<figure><img{kind} alt='{html.escape(caption[:80])}' src='data:image/png;base64,{data}'>"
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
-
-
-def _table(rows: dict[str, Any]) -> str:
-    def cell(value: Any) -> str:
-        return html.escape(f"{value:.6g}" if isinstance(value, float) else str(value))
-
-    return (
-        "<table>"
-        + "".join(
-            f"<tr><th>{html.escape(str(k))}</th><td>{cell(v)}</td></tr>" for k, v in rows.items()
-        )
-        + "</table>"
-    )
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], kind: str) -> str:
-        return "<tr>" + "".join(f"<{kind}>{html.escape(c)}</{kind}>" for c in cells) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f"<div class='wide'><table>{line(head, 'th')}{body}</table></div>"
 
 
 def _value(state: Any) -> str:

@@ -39,7 +39,7 @@ LEVELS = [
     "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
     (
         "observables analysis landscape benchmark export backmapping quality relaxation atomistic "
-        "entropy ranking plot map_picture "
+        "entropy ranking plot map_picture page "
         "report"
     ),
     (

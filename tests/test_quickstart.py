@@ -43,7 +43,8 @@ def test_summary_and_files(folder) -> None:
     assert 0 < flow["effective_fraction"] < 1 and flow["flow_js_phi_psi_excess"] < 0.1
     page = (folder / "report.html").read_text()
     assert "the populations are the model&#x27;s own" in page
-    assert "<h2>Replica-steps/s of 128 copies</h2><table><tr><th>torchforce</th>" in page
+    assert "<h2>Replica-steps/s of 128 copies</h2>" in page
+    assert "<th scope='row'>torchforce</th>" in page
     assert summary["round_trips"] > 100 and summary["effective_samples"] > 100
 
 
