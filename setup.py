@@ -75,7 +75,14 @@ EXTRAS = {
     "external": ["torchmd-net"],  # of examples/external_network; external() itself needs none
     "analysis": ["deeptime"],  # of tica
     "docs": ["sphinx", "myst-parser", "furo"],
-    "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "physical_validation", "deeptime"],
+    "dev": [
+        *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
+        *("physical_validation", "deeptime"),
+        "openmmml",  # tests of plugin.py
+        "py-rattler-build",  # reads conda-recipe/
+        *("sphinx", "myst-parser", "furo"),
+        *("nbformat", "nbclient", "ipykernel"),  # run the notebooks
+    ],
 }
 
 setup(
