@@ -14,7 +14,7 @@ from .command_backmap import backmap_command, entropy_command
 from .command_data import data_app
 from .command_flow import distill_command, flow_app
 from .command_map import map_command
-from .command_options import Output, Threads, parse_numbers, say
+from .command_options import Output, Threads, completing, parse_numbers, say
 from .command_reference import reference_command
 from .command_reweight import reweight_command
 from .command_step import (
@@ -56,13 +56,23 @@ _Interval = Annotated[float, typer.Option(help="Between frames, ps.")]
 _OnSick = Annotated[str, typer.Option(help="Copies no longer finite: reset, drop or raise.")]
 _Seconds = Annotated[float | None, typer.Option(help="Stop after so long, to go on another time.")]
 _Checkpoint = Annotated[float, typer.Option(help="Seconds between checkpoints.")]
-_Platform = Annotated[str | None, typer.Option(help="OpenMM platform.")]
+_Platform = Annotated[
+    str | None,
+    typer.Option(
+        help="OpenMM platform.",
+        autocompletion=completing(("CUDA", "HIP", "OpenCL", "CPU", "Reference")),
+    ),
+]
 _Properties = Annotated[
     list[str] | None,
     typer.Option("--property", help="Platform property, e.g. DeviceIndex=1; repeatable."),
 ]
 _Backend = Annotated[
-    str | None, typer.Option(help="torchforce, native, python or fastest (if not given).")
+    str | None,
+    typer.Option(
+        help="torchforce, native, python or fastest (if not given).",
+        autocompletion=completing(("torchforce", "native", "python", "fastest")),
+    ),
 ]
 
 

@@ -45,7 +45,7 @@ def info_command(
         lines += [f"{'=' * 12} {name}"] * bool(name) + [info.text(rows)] + [""] * bool(name)
     if not isinstance(found, CGDataset):
         lines.append(_types_table(found))
-    return Outcome(records.get("", records), text="\n".join(lines))
+    return Outcome(records.get("", {"molecules": records}), text="\n".join(lines))
 
 
 @step("cgml data merge first.h5 second.h5 -o both.h5")
@@ -247,7 +247,7 @@ def _written(path: Path) -> dict[str, Any]:
             held = f", with {', '.join(sorted(beside))}" if beside else ""
             say(f"{path}{name and f', {name}'}: {frames:,} frames of {beads} beads{held}")
             record[name] = {"frames": int(frames), "beads": int(beads), "with": sorted(beside)}
-    return record.get("", record)
+    return record.get("", {"molecules": record})
 
 
 def _types_table(collection: Any) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .command_options import Checkpoints, Output, Threads, say
+from .command_options import Checkpoints, Output, Threads, completing, say
 from .command_prior import make_network, network_settings
 from .command_step import add, step
 from .errors import InputError
@@ -39,7 +39,9 @@ def train_command(
     valid: Annotated[
         str | None, typer.Option(help="Validation dataset; else a tenth of each block.")
     ] = None,
-    flow: Annotated[str, typer.Option(help=f"One of: {', '.join(FLOWS)}.")] = "coupling",
+    flow: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(FLOWS)}.", autocompletion=completing(FLOWS))
+    ] = "coupling",
     assigned: _Set = None,
     smearing: Annotated[
         float, typer.Option(min=0.0, help="Noise on training frames, in units of their spread.")
@@ -200,7 +202,9 @@ def distill_command(
     name: Annotated[
         list[str] | None, typer.Option(help="Several flows: one molecule's name each.")
     ] = None,
-    network: Annotated[str, typer.Option(help=f"One of: {', '.join(PMFS)}.")] = "cgnet",
+    network: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(PMFS)}.", autocompletion=completing(PMFS))
+    ] = "cgnet",
     assigned: _Set = None,
     count: Annotated[int, typer.Option(min=100, help="Samples of each flow.")] = 100_000,
     explore: _Explore = None,

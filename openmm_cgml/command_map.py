@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .command_options import say
+from .command_options import completing, say
 from .command_step import step
 from .errors import InputError
 from .mapping import FORCE_MAPS, MAPPINGS
@@ -30,7 +30,10 @@ def map_command(
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the ensemble, K.")] = None,
     top: Annotated[str | None, typer.Option(help="Topology: .pdb, .prmtop, .psf, .top.")] = None,
-    mapping: Annotated[str, typer.Option(help=f"One of: {', '.join(MAPPINGS)}.")] = "backbone",
+    mapping: Annotated[
+        str,
+        typer.Option(help=f"One of: {', '.join(MAPPINGS)}.", autocompletion=completing(MAPPINGS)),
+    ] = "backbone",
     table: Annotated[
         str | None, typer.Option(help="Instead of --mapping: your table of beads, .toml or .json.")
     ] = None,
@@ -49,7 +52,12 @@ def map_command(
     weights: Annotated[str | None, typer.Option(help="Frame weights: .npy or .npz.")] = None,
     bias_energy: Annotated[str | None, typer.Option(help="Bias energy: .npy or .npz.")] = None,
     bias: Annotated[str, typer.Option(help="What the run was biased by, in words.")] = "",
-    force_map: Annotated[str, typer.Option(help=f"One of: {', '.join(FORCE_MAPS)}.")] = "rotation",
+    force_map: Annotated[
+        str,
+        typer.Option(
+            help=f"One of: {', '.join(FORCE_MAPS)}.", autocompletion=completing(FORCE_MAPS)
+        ),
+    ] = "rotation",
     noise: Annotated[
         float | None,
         typer.Option(help="Smear the beads by Gaussian noise so wide, nm: less noise in forces."),

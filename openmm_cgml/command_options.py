@@ -1,5 +1,6 @@
 """Options and helpers that several commands share."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,12 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
 Checkpoints = Annotated[
     str | None, typer.Option(help="Folder; a run that was stopped continues from it.")
 ]
+
+
+def completing(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return what a shell is told when a value is completed: those of the names that begin so."""
+    known = list(names)
+    return lambda incomplete: [name for name in known if name.startswith(incomplete)]
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .command_options import Output, say
+from .command_options import Output, completing, say
 from .command_step import INTERRUPTED, Outcome, step
 from .errors import InputError
 from .mapping import FORCE_MAPS, MAPPINGS
@@ -29,12 +29,23 @@ def reference_command(
     coordinates: Annotated[
         Path | None, typer.Option(help="Of a prmtop (.inpcrd, .rst7, .pdb) or System XML (.pdb).")
     ] = None,
-    method: Annotated[str, typer.Option(help=f"One of: {', '.join(_METHODS)}.")] = "unbiased",
-    mapping: Annotated[str, typer.Option(help=f"One of: {', '.join(MAPPINGS)}.")] = "backbone",
+    method: Annotated[
+        str,
+        typer.Option(help=f"One of: {', '.join(_METHODS)}.", autocompletion=completing(_METHODS)),
+    ] = "unbiased",
+    mapping: Annotated[
+        str,
+        typer.Option(help=f"One of: {', '.join(MAPPINGS)}.", autocompletion=completing(MAPPINGS)),
+    ] = "backbone",
     table: Annotated[
         Path | None, typer.Option(help="Instead of --mapping: a file that lists the beads.")
     ] = None,
-    force_map: Annotated[str, typer.Option(help=f"One of: {', '.join(FORCE_MAPS)}.")] = "rotation",
+    force_map: Annotated[
+        str,
+        typer.Option(
+            help=f"One of: {', '.join(FORCE_MAPS)}.", autocompletion=completing(FORCE_MAPS)
+        ),
+    ] = "rotation",
     no_forces: Annotated[
         bool, typer.Option("--no-forces", help="Positions and weights alone; any bias may act.")
     ] = False,

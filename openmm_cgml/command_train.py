@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .command_options import Checkpoints, Threads, say
+from .command_options import Checkpoints, Threads, completing, say
 from .command_prior import PriorChoice, make_network, network_settings, require_serves
 from .command_step import step
 from .errors import InputError
@@ -31,7 +31,9 @@ def train_command(
     stream: Annotated[
         bool, typer.Option("--stream", help="Read frames in blocks: larger than memory.")
     ] = False,
-    network: Annotated[str, typer.Option(help=f"One of: {', '.join(PMFS)}.")] = "cgnet",
+    network: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(PMFS)}.", autocompletion=completing(PMFS))
+    ] = "cgnet",
     width: Annotated[
         int | None, typer.Option(min=1, help="Hidden units; the network's own if not given.")
     ] = None,
@@ -73,7 +75,10 @@ def train_command(
     write_prior: Annotated[
         Path | None, typer.Option(help="Write the prior's table, also of a dry run.")
     ] = None,
-    loss: Annotated[str, typer.Option(help=f"One of: {', '.join(_LOSSES)}.")] = "force_matching",
+    loss: Annotated[
+        str,
+        typer.Option(help=f"One of: {', '.join(_LOSSES)}.", autocompletion=completing(_LOSSES)),
+    ] = "force_matching",
     noise: Annotated[
         float | None, typer.Option(help="Of denoising: width of the noise, nm.")
     ] = None,

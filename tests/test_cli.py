@@ -294,7 +294,9 @@ def test_checkpoints_belong_to_one_training(cgml_command, dataset, tmp_path, mon
     monkeypatch.setattr("openmm_cgml.train.fit", stop)
     _, said = cgml_command(*arguments, "-o", tmp_path / "four.pt", code=130)
     assert "Traceback" not in said
-    assert {p.name for p in tmp_path.iterdir()} == {"data.h5", "ck", "one.pt", "two.pt"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("data.h5", "ck", "one.pt", "one.pt.run.toml", "two.pt", "two.pt.run.toml"),
+    }
 
 
 def test_doctor(cgml_command) -> None:
