@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -90,8 +91,8 @@ def implied_timescales(
     values = np.full((len(frames), count), np.nan)
     errors = np.full((len(frames), count), np.nan)
     for row, lag in enumerate(frames):
-        parts = _moments(series, lag) if method == "tica" else _counts(series, lag)
-        solve = _tica_eigenvalues if method == "tica" else _msm_eigenvalues
+        parts: Any = _moments(series, lag) if method == "tica" else _counts(series, lag)
+        solve: Any = _tica_eigenvalues if method == "tica" else _msm_eigenvalues
         everything = np.ones(len(series))
         values[row] = _timescales(solve(parts, everything), lag, count)
         if len(series) > 1 and resamples > 1:

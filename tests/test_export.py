@@ -143,6 +143,7 @@ def test_what_viewers_need(tmp_path) -> None:
     assert np.abs(read.unitcell_vectors - box).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_more_beads_than_a_pdb_numbers(tmp_path) -> None:
     count = 100_002
     pairs = tuple((k, k + 1) for k in range(0, count, 2))

@@ -39,7 +39,8 @@ LEVELS = [
     "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
     (
         "observables analysis convergence rdf landscape ramachandran timescales benchmark export "
-        "backmapping quality relaxation atomistic entropy ranking plot map_picture page report"
+        "backmapping quality relaxation atomistic entropy ranking canvas plot plot_run map_picture "
+        "page report"
     ),
     (
         "doctor quickstart command_options command_map command_data command_reference "
