@@ -235,7 +235,8 @@ def distribution_of(
         box = source.info.get("box_vectors_nm")
         return dihedral_distribution(dihedral_angles(ordered, quadruples, box))
     if isinstance(source, CGDataset):
-        return dihedral_distribution(dihedral_angles(source.positions, quadruples), source.weights)
+        angles = dihedral_angles(source.positions, quadruples, source.box)
+        return dihedral_distribution(angles, source.weights)
     path = require_file(source, "reference")
     names = ("edges", "probability", "probability_first_half", "probability_second_half")
     try:

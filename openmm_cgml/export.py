@@ -1,6 +1,7 @@
 """Write a run for other programs: DCD or XTC with a PDB topology, energies and swaps as tables."""
 
 import csv
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .run_file import Run
 #: Trajectory formats by the file name's ending.
 FORMATS = ("dcd", "xtc")
 
+_MOST_SERIALS = 99_999
 # First line of the topology: how a file of this module is told from a user's.
 _REMARK = "REMARK   1 BEADS OF A RUN, WRITTEN BY OPENMM_CGML"
 
@@ -157,6 +159,14 @@ def _write_pdb(path: Path, run: Run, positions: np.ndarray) -> None:
     # MDTraj leaves out bonds of standard residues, which readers know of atoms but not of beads.
     own = [line for line in lines if not line.startswith(("REMARK", "CONECT", "END"))]
     pairs = [pair for i, j in run.topology.bonds for pair in ((i, j), (j, i))]
+    if pairs and len(serials) > _MOST_SERIALS:
+        # Numbers begin anew, so a bond would join beads that it does not.
+        warnings.warn(
+            f"a PDB numbers {_MOST_SERIALS:,} atoms and these are {len(serials):,} beads: its "
+            "bonds are left out; take them from the run's topology",
+            stacklevel=2,
+        )
+        pairs = []
     bonds = [f"CONECT{serials[i]}{serials[j]}" for i, j in sorted(pairs)]
     path.write_text("\n".join([_REMARK, *own, *bonds, "END", ""]), encoding="utf-8")
 

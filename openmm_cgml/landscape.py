@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .analysis import free_energy
+from .analysis import dihedral_angles, free_energy
 from .errors import InputError
+from .observables import pair_distances
 from .run_file import Run
+from .topology import CGTopology, bonded_torsions
 from .units import thermal_energy
 
 
@@ -145,7 +147,7 @@ def tica(
     Reference: Perez-Hernandez et al. 2013, doi:10.1063/1.4811489.
     """
     series = [features(copy) for copy in time_series(run)]
-    interval = float(np.median(np.diff(run.time))) if len(run) > 1 else float("inf")
+    interval = frame_interval(run)
     frames = max(1, round(lag / interval))
     if frames >= len(run):
         raise InputError(
@@ -180,3 +182,32 @@ def time_series(run: Run) -> list[np.ndarray]:
     if not keep.any():
         raise InputError("every copy of the run was reset; see run.events")
     return [np.asarray(run.positions[:, copy]) for copy in np.flatnonzero(keep)]
+
+
+def frame_interval(run: Run) -> float:
+    """Return the time between frames of a run, ps; inf if there is one frame only."""
+    return float(np.median(np.diff(run.time))) if len(run) > 1 else float("inf")
+
+
+def torsion_features(
+    topology: CGTopology, box_vectors: Any = None
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function of positions: sines and cosines of all torsions along the bonds.
+
+    What `tica` and `implied_timescales` take where nothing better is known: it does not change
+    with the molecule's place and orientation, and has no jump at half a turn. Of beads without
+    torsions the distances of all pairs.
+
+    Args:
+        topology: the beads.
+        box_vectors: (3, 3), nm; None: not periodic.
+    """
+    torsions = bonded_torsions(topology.bonds)
+
+    def features(positions: np.ndarray) -> np.ndarray:
+        if not torsions:
+            return pair_distances(positions, 1, box_vectors)
+        angles = dihedral_angles(positions, torsions, box_vectors)
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+    return features

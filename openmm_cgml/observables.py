@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .topology import CGTopology
 
 #: Of the smooth step that counts a native contact: steepness, 1/nm, and how much longer than in
 #: the native state a distance is at its middle, as proposed for C-alpha models by Best, Hummer and
@@ -61,23 +62,26 @@ def radius_of_gyration(positions: Any, masses: Any = None) -> np.ndarray:
     return np.sqrt(np.einsum("nbi,nbi,b->n", centred, centred, weights))
 
 
-def pair_distances(positions: Any, separation: int = 1) -> np.ndarray:
+def pair_distances(positions: Any, separation: int = 1, box_vectors: Any = None) -> np.ndarray:
     """Return the distances of all beads so far apart in the order of beads.
 
     Args:
         positions: (frames, beads, 3), nm.
         separation: least difference of two beads' indices.
+        box_vectors: (3, 3) or (frames, 3, 3), nm, of a periodic box; the nearest image counts.
 
     Returns:
         (frames, pairs), nm; pairs as of ``numpy.triu_indices(beads, separation)``.
     """
     frames = _frames(positions)
-    return _distances(frames, np.stack(np.triu_indices(frames.shape[1], separation), axis=1))
+    pairs = np.stack(np.triu_indices(frames.shape[1], separation), axis=1)
+    return _distances(frames, pairs, box_vectors)
 
 
 def contact_map(
-    positions: Any, weights: Any = None, *, cutoff: float = 1.0, separation: int = 3
-) -> np.ndarray:
+    positions: Any, weights: Any = None, *, cutoff: float = 1.0, separation: int = 3,
+    box_vectors: Any = None,
+) -> np.ndarray:  # fmt: skip
     """Return the probability of each pair to be within a cutoff, (beads, beads).
 
     Args:
@@ -85,14 +89,59 @@ def contact_map(
         weights: (frames,); None: all alike.
         cutoff: nm.
         separation: least difference of two beads' indices; nearer ones are nan.
+        box_vectors: (3, 3) or (frames, 3, 3), nm, of a periodic box; the nearest image counts.
     """
     frames = _frames(positions)
     beads = frames.shape[1]
     found = np.full((beads, beads), np.nan)
     first, second = np.triu_indices(beads, separation)
-    close = np.average(pair_distances(frames, separation) < cutoff, axis=0, weights=weights)
+    lengths = pair_distances(frames, separation, box_vectors)
+    close = np.average(lengths < cutoff, axis=0, weights=weights)
     found[first, second] = found[second, first] = close
     return found
+
+
+def molecule_of(topology: CGTopology) -> np.ndarray:
+    """Return which molecule each bead is of, (beads,): those that bonds join, from 0."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = np.array(topology.bonds, dtype=np.int64).reshape(-1, 2)
+    shape = (len(topology), len(topology))
+    graph = coo_array((np.ones(len(pairs)), pairs.T), shape=shape)
+    found: np.ndarray = connected_components(graph, directed=False)[1]
+    return found.astype(np.int64)
+
+
+def whole(positions: Any, topology: CGTopology, box_vectors: Any) -> np.ndarray:
+    """Return frames in which no molecule is cut by the border of the box, nm.
+
+    Each bead is moved to the image next to the bead that bonds lead to it from; so are the
+    frames that `rmsd` and `radius_of_gyration` need in a periodic box, molecule by molecule.
+
+    Args:
+        positions: (frames, beads, 3), nm.
+        topology: the beads; no bond may be longer than half of the box.
+        box_vectors: (3, 3) or (frames, 3, 3), nm, in OpenMM's reduced form.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import breadth_first_order
+
+    frames = _frames(positions).copy()
+    pairs = np.array(topology.bonds, dtype=np.int64).reshape(-1, 2)
+    shape = (len(topology), len(topology))
+    graph = coo_array((np.ones(len(pairs)), pairs.T), shape=shape).tocsr()
+    molecule = molecule_of(topology)
+    boxes = np.broadcast_to(np.asarray(box_vectors, dtype=np.float64), (len(frames), 3, 3))
+    for start in np.unique(molecule, return_index=True)[1]:
+        order, before = breadth_first_order(graph, start, directed=False)
+        for bead in order[1:]:
+            step = frames[:, bead] - frames[:, before[bead]]
+            for row in range(2, -1, -1):
+                images = np.round(step[:, row] / boxes[:, row, row])
+                step -= images[:, None] * boxes[:, row]
+            frames[:, bead] = frames[:, before[bead]] + step
+    return frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,21 +184,23 @@ class NativeContacts:
             )
         return cls(len(structure), pairs[close], distances[close])
 
-    def made(self, positions: Any) -> np.ndarray:
+    def made(self, positions: Any, box_vectors: Any = None) -> np.ndarray:
         """Return how far each contact is made, 0 to 1, (frames, contacts).
 
         Args:
             positions: (frames, beads, 3), nm.
+            box_vectors: (3, 3) or (frames, 3, 3), nm, of a periodic box.
         """
         frames = _frames(positions)
         if frames.shape[1] != self.beads:
             raise InputError(f"frames have {frames.shape[1]} beads, the contacts {self.beads}")
-        exponent = _STEEPNESS * (_distances(frames, self.pairs) - _STRETCH * self.distances)
+        lengths = _distances(frames, self.pairs, box_vectors)
+        exponent = _STEEPNESS * (lengths - _STRETCH * self.distances)
         return 0.5 * (1 - np.tanh(exponent / 2))
 
-    def fraction(self, positions: Any) -> np.ndarray:
+    def fraction(self, positions: Any, box_vectors: Any = None) -> np.ndarray:
         """Return the fraction of native contacts Q, (frames,)."""
-        return self.made(positions).mean(1)
+        return self.made(positions, box_vectors).mean(1)
 
     def by_bead(self, positions: Any) -> np.ndarray:
         """Return the fraction of each bead's own contacts, (frames, beads); nan if it has none."""
@@ -192,13 +243,20 @@ def _frames(positions: Any) -> np.ndarray:
     return frames
 
 
-def _distances(frames: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def _distances(frames: np.ndarray, pairs: np.ndarray, box_vectors: Any = None) -> np.ndarray:
     """Return distances (frames, pairs), nm."""
     import torch
 
     from . import geometry
 
-    return geometry.distances(torch.as_tensor(frames), torch.as_tensor(pairs)).numpy()
+    xyz, index = torch.as_tensor(frames), torch.as_tensor(pairs)
+    if box_vectors is None:
+        return geometry.distances(xyz, index).numpy()
+    boxes = torch.as_tensor(np.asarray(box_vectors, dtype=np.float64))
+    if boxes.dim() == 2:
+        return geometry.distances(xyz, index, boxes).numpy()
+    one_by_one = [geometry.distances(xyz[k : k + 1], index, boxes[k]) for k in range(len(xyz))]
+    return torch.cat(one_by_one).numpy()
 
 
 def _chunks(frames: np.ndarray, size: int = 20_000) -> list[slice]:

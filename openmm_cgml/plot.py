@@ -1,18 +1,19 @@
 """Figures of a comparison and of a training run, as PNG bytes."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .analysis import Comparison, DihedralDistribution, free_energy, free_energy_profile
+from .canvas import DASHED, DOTTED, MODEL, OTHER, REFERENCE, png, subplots
 
 #: kJ/mol; the difference map leaves out bins whose reference free energy is higher.
 DIFFERENCE_BELOW = 20.0
+#: kJ/mol; bins of the difference map that are lower by more are dotted.
+_MARKED = 2.0
 
 _DEGREES = 180 / np.pi
-_MODEL, _REFERENCE = "#d1495b", "#22577a"
 
 
 def free_energy_maps(comparison: Comparison, labels: tuple[str, str], title: str) -> bytes:
@@ -29,7 +30,7 @@ def free_energy_maps(comparison: Comparison, labels: tuple[str, str], title: str
     shift = float(np.nansum(weight * np.nan_to_num(model - reference)) / weight.sum())
     top = 30.0
     edges = comparison.reference.edges * _DEGREES
-    figure, axes = _subplots(1, 3, (11.5, 3.6))
+    figure, axes = subplots(1, 3, (11.5, 3.9))
     for axis, values, name in ((axes[0], reference, "reference"), (axes[1], model, title)):
         mesh = axis.pcolormesh(edges, edges, values.T, cmap="viridis", vmin=0, vmax=top)
         centres = comparison.reference.centres() * _DEGREES
@@ -40,6 +41,8 @@ def free_energy_maps(comparison: Comparison, labels: tuple[str, str], title: str
     # Where the reference is higher, a model bin holds a count or two: noise, not a difference.
     difference = np.where(reference < DIFFERENCE_BELOW, model - reference - shift, np.nan)
     mesh = axes[2].pcolormesh(edges, edges, difference.T, cmap="RdBu_r", vmin=-8, vmax=8)
+    low, high = np.nonzero(difference < -_MARKED)
+    axes[2].plot(centres[low], centres[high], ".", ms=1.6, color="black")  # both ends are dark
     figure.colorbar(mesh, ax=axes[2], label="difference, kJ/mol", pad=0.03)
     axes[2].set_title("difference")
     for axis in axes:
@@ -48,20 +51,20 @@ def free_energy_maps(comparison: Comparison, labels: tuple[str, str], title: str
         axis.set_yticks([-180, -90, 0, 90, 180])
         axis.set_facecolor("#efefef")
     axes[0].set_ylabel(f"{labels[1]}, degrees")
-    return _png(figure)
+    return png(figure)
 
 
 def profiles(comparison: Comparison, labels: tuple[str, str], title: str) -> bytes:
     """Draw the free energy along each dihedral with bands of two standard errors."""
-    figure, axes = _subplots(1, 2, (9.5, 3.2))
+    figure, axes = subplots(1, 2, (9.5, 3.2))
     centres = comparison.reference.centres() * _DEGREES
     for which, axis in enumerate(axes):
-        for distribution, colour, name in (
-            (comparison.reference, _REFERENCE, "reference"),
-            (comparison.model, _MODEL, title),
+        for distribution, colour, name, dashes in (
+            (comparison.reference, REFERENCE, "reference", DASHED),
+            (comparison.model, MODEL, title, "-"),
         ):
             values, error = free_energy_profile(distribution, which, comparison.kt)
-            axis.plot(centres, values, color=colour, label=name, lw=1.6)
+            axis.plot(centres, values, color=colour, ls=dashes, label=name, lw=1.8)
             axis.fill_between(
                 centres, values - 2 * error, values + 2 * error, color=colour, alpha=0.25, lw=0
             )
@@ -72,31 +75,31 @@ def profiles(comparison: Comparison, labels: tuple[str, str], title: str) -> byt
     axes[0].axvspan(low, high, color="#888888", alpha=0.12, lw=0)
     axes[0].set_ylabel("free energy, kJ/mol")
     axes[1].legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def training_curve(history: list[dict[str, float]], noise_floor: float) -> bytes:
     """Draw the force RMSE of training and validation over epochs, and the noise floor."""
-    figure, axis = _subplots(1, 1, (6.0, 3.2))
+    figure, axis = subplots(1, 1)
     epochs = [h["epoch"] + 1 for h in history]
     train, valid = ([h[k] for h in history] for k in ("train_rmse", "valid_rmse"))
-    axis.plot(epochs, train, color="#888888", lw=1.2, label="training")
-    axis.plot(epochs, valid, color=_MODEL, lw=1.8, label="validation")
-    axis.axhline(noise_floor, color=_REFERENCE, ls="--", lw=1.2, label="noise floor (estimate)")
+    axis.plot(epochs, train, color="#767676", ls=DOTTED, lw=1.6, label="training")
+    axis.plot(epochs, valid, color=MODEL, lw=1.8, label="validation")
+    axis.axhline(noise_floor, color=REFERENCE, ls=DASHED, lw=1.4, label="noise floor")
     low = min(noise_floor, *train, *valid)
     high = float(np.quantile([*train, *valid], 0.97)) if len(history) > 4 else max(*train, *valid)
     axis.set_ylim(low - 0.1 * (high - low), high + 0.2 * (high - low))
     axis.set(xlabel="epoch", ylabel="force RMSE, kJ/mol/nm")
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
-    return _png(figure)
+    return png(figure)
 
 
 #: Colours of the flow, the reweighted flow and the reference, and dashes for those without colour.
 _ENSEMBLES = {
-    "flow": ("#e69f00", (0, (1, 1.2))),
-    "reweighted": (_MODEL, "-"),
-    "reference": (_REFERENCE, (0, (5, 2))),
+    "flow": (OTHER, DOTTED),
+    "reweighted": (MODEL, "-"),
+    "reference": (REFERENCE, DASHED),
 }
 
 
@@ -107,7 +110,7 @@ def energy_distributions(edges: np.ndarray, densities: dict[str, np.ndarray]) ->
         edges: (bins + 1,), kJ/mol.
         densities: name -> (bins,), mol/kJ; names of `_ENSEMBLES`.
     """
-    figure, axis = _subplots(1, 1, (6.0, 3.2))
+    figure, axis = subplots(1, 1)
     for name, values in densities.items():
         colour, dashes = _ENSEMBLES[name]
         axis.stairs(values, edges, color=colour, ls=dashes, lw=1.8, label=name)
@@ -115,7 +118,7 @@ def energy_distributions(edges: np.ndarray, densities: dict[str, np.ndarray]) ->
     axis.set_xlim(edges[0], edges[-1])
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
-    return _png(figure)
+    return png(figure)
 
 
 def reweighted_profiles(
@@ -128,7 +131,7 @@ def reweighted_profiles(
         comparison: of the reweighted samples with the reference.
         labels: names of the dihedrals.
     """
-    figure, axes = _subplots(1, 2, (9.5, 3.2))
+    figure, axes = subplots(1, 2, (9.5, 3.2))
     named = {"flow": flow, "reweighted": comparison.model, "reference": comparison.reference}
     for which, axis in enumerate(axes):
         for name, distribution in named.items():
@@ -144,7 +147,7 @@ def reweighted_profiles(
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("free energy, kJ/mol")
     axes[1].legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def weight_tail(log_weights: np.ndarray, smoothed: np.ndarray) -> bytes:
@@ -154,11 +157,11 @@ def weight_tail(log_weights: np.ndarray, smoothed: np.ndarray) -> bytes:
         log_weights: (samples,), raw.
         smoothed: (samples,), used.
     """
-    figure, axis = _subplots(1, 1, (6.0, 3.2))
+    figure, axis = subplots(1, 1)
     count = len(log_weights)
     shown = np.unique(np.geomspace(1, count, 400).astype(int)) - 1
     for values, name, colour, dashes in (
-        (log_weights, "as they are", "#e69f00", (0, (1, 1.2))), (smoothed, "used", _MODEL, "-"),
+        (log_weights, "as they are", OTHER, DOTTED), (smoothed, "used", MODEL, "-"),
     ):  # fmt: skip
         weights = np.exp(values - values.max())
         ordered = np.sort(weights / weights.sum())[::-1] * count
@@ -169,25 +172,25 @@ def weight_tail(log_weights: np.ndarray, smoothed: np.ndarray) -> bytes:
     axis.set_ylim(bottom=1e-3)
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
-    return _png(figure)
+    return png(figure)
 
 
 def ranking(names: list[str], divergences: list[float], errors: list[float]) -> bytes:
     """Draw the divergence of several PMFs from the reference, with two standard errors."""
-    figure, axis = _subplots(1, 1, (7.0, 0.9 + 0.45 * len(names)))
+    figure, axis = subplots(1, 1, (7.0, 0.9 + 0.45 * len(names)))
     places = np.arange(len(names))[::-1]
-    axis.errorbar(divergences, places, xerr=[2 * e for e in errors], fmt="o", color=_MODEL,
+    axis.errorbar(divergences, places, xerr=[2 * e for e in errors], fmt="o", color=MODEL,
                   capsize=3)  # fmt: skip
     axis.set_yticks(places, names)
     axis.set(xlabel="JS* to the reference, nats", ylim=(-0.6, len(names) - 0.4))
     axis.set_xlim(left=min(0.0, *(d - 3 * e for d, e in zip(divergences, errors, strict=True))))
     axis.grid(alpha=0.25, axis="x")
-    return _png(figure)
+    return png(figure)
 
 
 def torsion_planes(plane: Any) -> bytes:
     """Draw the free energy of reference and structures on the plane of a `TorsionPlane`."""
-    figure, axes = _subplots(1, 2, (8.6, 3.6))
+    figure, axes = subplots(1, 2, (8.6, 3.6))
     for axis, counts, name in (
         (axes[0], plane.reference, "reference"), (axes[1], plane.made, "backmapped"),
     ):  # fmt: skip
@@ -199,7 +202,7 @@ def torsion_planes(plane: Any) -> bytes:
         axis.set_facecolor("#efefef")
     axes[0].set_ylabel("second")
     figure.colorbar(mesh, ax=list(axes), label="free energy, kT", pad=0.02)
-    return _png(figure)
+    return png(figure)
 
 
 def entropy_trace(values: np.ndarray, errors: np.ndarray, label: str) -> bytes:
@@ -209,13 +212,13 @@ def entropy_trace(values: np.ndarray, errors: np.ndarray, label: str) -> bytes:
         values, errors: (frames,).
         label: of the axis, with the unit.
     """
-    figure, axis = _subplots(1, 1, (8.0, 3.0))
+    figure, axis = subplots(1, 1, (8.0, 3.0))
     frames = np.arange(len(values))
-    axis.plot(frames, values, color=_MODEL, lw=1.4)
-    axis.fill_between(frames, values - 2 * errors, values + 2 * errors, color=_MODEL, alpha=0.25)
+    axis.plot(frames, values, color=MODEL, lw=1.4)
+    axis.fill_between(frames, values - 2 * errors, values + 2 * errors, color=MODEL, alpha=0.25)
     axis.set(xlabel="frame", ylabel=label, xlim=(0, max(1, len(values) - 1)))
     axis.grid(alpha=0.25)
-    return _png(figure)
+    return png(figure)
 
 
 def entropy_bars(names: Sequence[str], more: np.ndarray, errors: np.ndarray) -> bytes:
@@ -225,28 +228,10 @@ def entropy_bars(names: Sequence[str], more: np.ndarray, errors: np.ndarray) -> 
         names: of the maps.
         more, errors: (maps,), nats.
     """
-    figure, axis = _subplots(1, 1, (8.0, 0.9 + 0.45 * len(names)))
+    figure, axis = subplots(1, 1, (8.0, 0.9 + 0.45 * len(names)))
     rows = np.arange(len(names))[::-1]
     axis.axvline(0, color="#51606f", lw=0.8)
-    axis.barh(rows, more, xerr=2 * np.asarray(errors), color=_REFERENCE, height=0.6, capsize=3)
+    axis.barh(rows, more, xerr=2 * np.asarray(errors), color=REFERENCE, height=0.6, capsize=3)
     axis.set_yticks(rows, names)
     axis.set_xlabel("information lost more than by the first map, nats")
-    return _png(figure)
-
-
-def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Figure, not pyplot: no global state, no display.
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns)
-
-
-def _png(figure: Any) -> bytes:
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(axis.get_facecolor()[0] < 0.99)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    return buffer.getvalue()
+    return png(figure)

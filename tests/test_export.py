@@ -106,6 +106,59 @@ def test_topology_has_the_beads_names_and_all_bonds(dataset, tmp_path) -> None:
         assert bonds == set(topology.bonds)
 
 
+def test_what_viewers_need(tmp_path) -> None:
+    """VMD and NGL tell atoms by chain, residue and name, and take bonds from CONECT alone."""
+    names = "N CA CB C N CA CB C".split()
+    bonds = tuple((4 * r + i, 4 * r + j) for r in range(2) for i, j in ((0, 1), (1, 2), (1, 3)))
+    one = (*bonds, (3, 4))
+    topology = cgml.CGTopology(
+        tuple(names * 2), tuple(names * 2), ("GLY",) * 16, tuple(1 + k // 4 for k in range(16)),
+        ("A",) * 8 + ("B",) * 8, (*one, *((i + 8, j + 8) for i, j in one)), (12.0,) * 16,
+    )  # fmt: skip
+    box = [[3.0, 0.0, 0.0], [0.5, 2.5, 0.0], [0.0, -0.5, 2.0]]
+    positions = np.random.default_rng(2).uniform(-1, 1, (4, 2, 16, 3))
+    write_run(tmp_path / "run.h5", topology, positions, box_vectors_nm=box)
+    written = export_run(cgml.read_run(tmp_path / "run.h5"), tmp_path / "out.xtc")
+    lines = written.topology.read_text().splitlines()
+    atoms = [line for line in lines if line.startswith("ATOM")]
+    told = [(line[21], line[22:27], line[12:16]) for line in atoms]
+    assert len(set(told)) == 16
+    assert [line[12:16].strip() for line in atoms] == names * 2
+    # No bead passes for an element: viewers would guess bonds from its radius.
+    assert {line[76:78].strip() for line in atoms} == {"VS"}
+    assert sum(line.startswith("CRYST1") for line in lines) == 1
+    index = {int(line[6:11]): k for k, line in enumerate(atoms)}
+    found = [
+        tuple(index[int(line[k : k + 5])] for k in (6, 11)) for line in lines
+        if line.startswith("CONECT")
+    ]  # fmt: skip
+    assert sorted(found) == sorted(p for i, j in topology.bonds for p in ((i, j), (j, i)))
+    assert {tuple(sorted((names[i % 8], names[j % 8]))) for i, j in found} == {
+        ("CA", "N"), ("CA", "CB"), ("C", "CA"), ("C", "N"),
+    }  # fmt: skip
+    read = load(written)
+    assert {tuple(sorted((i.index, j.index))) for i, j in read.topology.bonds} == set(
+        topology.bonds
+    )
+    assert np.abs(read.unitcell_vectors - box).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_more_beads_than_a_pdb_numbers(tmp_path) -> None:
+    count = 100_002
+    pairs = tuple((k, k + 1) for k in range(0, count, 2))
+    names = ("A", "B") * (count // 2)
+    topology = cgml.CGTopology(
+        names, names, ("LIP",) * count, tuple(1 + k // 2 for k in range(count)),
+        ("A",) * count, pairs, (12.0,) * count,
+    )  # fmt: skip
+    write_run(tmp_path / "run.h5", topology, np.ones((1, 1, count, 3)))
+    with pytest.warns(UserWarning, match="numbers 99,999 atoms and these are 100,002 beads"):
+        written = export_run(cgml.read_run(tmp_path / "run.h5"), tmp_path / "out.dcd")
+    assert "CONECT" not in written.topology.read_text()
+    assert load(written).n_atoms == count
+
+
 def test_several_chains(tmp_path) -> None:
     """A PDB's TER lines count as atoms, so serial numbers and indices part ways."""
     whole = chain(6)

@@ -38,9 +38,9 @@ LEVELS = [
     "native/ native_prior torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
     (
-        "observables analysis landscape benchmark export backmapping quality relaxation atomistic "
-        "entropy ranking plot map_picture page "
-        "report"
+        "observables analysis convergence rdf landscape ramachandran timescales benchmark export "
+        "backmapping quality relaxation atomistic entropy ranking canvas plot plot_run map_picture "
+        "page report"
     ),
     (
         "doctor quickstart command_options command_step command_map command_data "

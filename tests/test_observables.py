@@ -8,10 +8,13 @@ from openmm_cgml.errors import InputError
 from openmm_cgml.observables import (
     NativeContacts,
     contact_map,
+    molecule_of,
     pair_distances,
     radius_of_gyration,
     rmsd,
+    whole,
 )
+from openmm_cgml.topology import CGTopology
 
 
 @pytest.fixture
@@ -115,3 +118,43 @@ def test_contacts_of_another_molecule():
 def test_one_frame_needs_an_axis():
     with pytest.raises(InputError, match=r"give \(frames, beads, 3\)"):
         radius_of_gyration(hairpin())
+
+
+def test_distances_and_contacts_across_the_border_of_a_box():
+    box = np.array([[3.0, 0, 0], [0.9, 2.8, 0], [-0.6, 0.5, 2.6]])
+    rng = np.random.default_rng(7)
+    positions = 0.4 * rng.normal(size=(20, 6, 3)).clip(-1, 1)
+    cut = positions + rng.integers(-2, 3, size=(20, 6, 3)) @ box
+    np.testing.assert_allclose(pair_distances(cut, 2, box), pair_distances(positions, 2))
+    boxes = np.tile(box, (20, 1, 1))
+    np.testing.assert_allclose(pair_distances(cut, 2, boxes), pair_distances(positions, 2))
+    np.testing.assert_array_equal(
+        contact_map(cut, cutoff=0.5, box_vectors=box), contact_map(positions, cutoff=0.5)
+    )
+    native = NativeContacts.of(hairpin(), cutoff=0.7)
+    moved = hairpin()[None] + rng.integers(-1, 2, size=(9, 8, 1)) * box[0]
+    assert native.fraction(moved, box) == pytest.approx(native.fraction(hairpin()[None])[0])
+
+
+def test_molecules_are_made_whole():
+    """A ring and a pair, cut by a triclinic box that changes: sizes are those of whole ones."""
+    topology = CGTopology(
+        ("B",) * 7, ("B",) * 7, ("X",) * 7, tuple(range(7)), ("A",) * 7,
+        ((0, 1), (1, 2), (2, 3), (3, 4), (0, 4), (5, 6)), (1.0,) * 7,
+    )  # fmt: skip
+    assert molecule_of(topology).tolist() == [0] * 5 + [1] * 2
+    angle = 2 * np.pi * np.arange(5) / 5
+    ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    once = np.concatenate([ring, [[4.0, 0, 0], [4.5, 0, 0]]])
+    boxes = (
+        np.array([[3.0, 0, 0], [0.9, 2.8, 0], [-0.6, 0.5, 2.6]])
+        * np.linspace(1, 1.1, 12)[:, None, None]
+    )
+    shifts = np.random.default_rng(8).integers(-2, 3, size=(12, 7, 3))
+    cut = once + np.einsum("nbi,nij->nbj", shifts, boxes)
+    found = whole(cut, topology, boxes)
+    assert radius_of_gyration(found[:, :5]) == pytest.approx(1.0)
+    assert np.abs(found[:, 6] - found[:, 5] - [0.5, 0, 0]).max() < 1e-9
+    # Only images changed.
+    images = np.einsum("nbi,nij->nbj", found - cut, np.linalg.inv(boxes))
+    assert np.abs(images - images.round()).max() < 1e-9
