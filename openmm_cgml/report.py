@@ -41,7 +41,6 @@ def write_report(
         notes: caveats, shown above everything else.
         backends: replica-steps/s of each backend at the run's number of copies.
     """
-    name = "coarse-grained model"
     difference, error = comparison.delta_f
     low, high = comparison.state
     cards = [
@@ -61,32 +60,9 @@ def write_report(
         cards.append((f"{speed:,.0f}", f"replica-steps/s, {run['backend']} on {run['platform']}"))
     sections = [
         "<h2>Free energy</h2>",
-        figure(
-            plot.free_energy_maps(comparison, labels, name),
-            "Free energy over two dihedrals; 60 × 60 bins; the difference's mean over the "
-            f"reference is removed, bins above {plot.DIFFERENCE_BELOW:g} kJ/mol are left out. "
-            "Grey: never visited.",
-        ),
-        figure(
-            plot.profiles(comparison, labels, name),
-            "Profiles along each dihedral; bands are two standard errors over contiguous blocks "
-            "(reference: two halves; model: groups of independent copies). Shaded: the state "
-            "whose free energy is compared.",
-        ),
+        *comparison_sections(comparison, labels),
+        *training_section(training),
     ]
-    history = training.get("history") or [{}]
-    if "force_noise_floor" in training and "valid_rmse" in history[-1]:
-        floor = float(training["force_noise_floor"])
-        sections += [
-            "<h2>Training</h2>",
-            figure(
-                plot.training_curve(training["history"], floor),
-                f"Validation force RMSE {training['force_rmse']:.1f} kJ/mol/nm, of which about "
-                f"{floor:.1f} is noise of the averaged-out atoms that no model can remove; the "
-                f"model's own error is about {training['force_model_error']:.1f}.",
-                small=True,
-            ),
-        ]
     js_rows = {
         "JS(model, reference), sampling noise included": f"{comparison.js:.5f}",
         "of which reference noise, JS(halves)/4": f"{comparison.js_reference_error:.5f}",
@@ -115,6 +91,48 @@ def write_report(
         kept = {k: v for k, v in training.items() if not isinstance(v, (dict, list))}
         sections += ["<h2>Training settings</h2>", table(kept)]
     write_page(path, title, lead, notes, cards, sections)
+
+
+def comparison_sections(comparison: Comparison, labels: tuple[str, str]) -> list[str]:
+    """Return the figures of a model's and a reference's free energies.
+
+    Args:
+        comparison: from `analysis.compare`.
+        labels: names of the two dihedrals.
+    """
+    name = "coarse-grained model"
+    return [
+        figure(
+            plot.free_energy_maps(comparison, labels, name),
+            "Free energy over two dihedrals; 60 × 60 bins; the difference's mean over the "
+            f"reference is removed, bins above {plot.DIFFERENCE_BELOW:g} kJ/mol are left out. "
+            "Grey: never visited.",
+        ),
+        figure(
+            plot.profiles(comparison, labels, name),
+            "Profiles along each dihedral; bands are two standard errors over contiguous blocks "
+            "(reference: two halves; model: groups of independent copies). Shaded: the state "
+            "whose free energy is compared.",
+        ),
+    ]
+
+
+def training_section(training: Mapping[str, Any]) -> list[str]:
+    """Return the training curve of a model's card, if it has one."""
+    history = training.get("history") or [{}]
+    if "force_noise_floor" not in training or "valid_rmse" not in history[-1]:
+        return []
+    floor = float(training["force_noise_floor"])
+    return [
+        "<h2>Training</h2>",
+        figure(
+            plot.training_curve(training["history"], floor),
+            f"Validation force RMSE {training['force_rmse']:.1f} kJ/mol/nm, of which about "
+            f"{floor:.1f} is noise of the averaged-out atoms that no model can remove; the "
+            f"model's own error is about {training['force_model_error']:.1f}.",
+            small=True,
+        ),
+    ]
 
 
 def write_reweighting(

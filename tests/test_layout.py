@@ -43,7 +43,7 @@ LEVELS = [
         "page report"
     ),
     (
-        "doctor quickstart command_options command_step command_map command_data "
+        "doctor quickstart_page quickstart command_options command_step command_map command_data "
         "command_reference command_prior command_train command_flow command_reweight "
         "command_backmap cli __main__"
     ),
