@@ -30,7 +30,9 @@ dl.cards { display: flex; flex-wrap: wrap; gap: 0.8rem; margin: 1.4rem 0; paddin
 .card dd { margin: 0; font-size: 1.35rem; font-weight: 700; font-variant-numeric: tabular-nums; }
 .card dt { color: #4a5866; font-size: 0.85rem; }
 figure { margin: 0 0 1.4rem; }
-img { width: 100%; height: auto; display: block; } img.small { max-width: 640px; }
+img { width: 100%; height: auto; display: block; } img.small { max-width: 520px; }
+.row { display: flex; flex-wrap: wrap; gap: 0 1.2rem; }
+.row figure { flex: 1 1 400px; max-width: 520px; min-width: 0; }
 figcaption { color: #4a5866; font-size: 0.88rem; max-width: 60rem; margin-top: 0.3rem; }
 .wide { overflow-x: auto; max-width: 100%; }
 .wide:focus-visible { outline: 2px solid #22577a; }
@@ -53,6 +55,7 @@ a { color: #1a4f73; }
   dl.cards { display: grid; grid-template-columns: 1fr 1fr; gap: 0.6rem; }
   .card { min-width: 0; padding: 0.6rem 0.7rem; }
   .card dd { font-size: 1.1rem; }
+  .row figure { flex-basis: 100%; }
   figure.panels { overflow-x: auto; }
   figure.panels img { width: 680px; max-width: none; }
   figure.panels figcaption { position: sticky; left: 0; width: calc(100vw - 1.8rem); }
@@ -63,6 +66,9 @@ a { color: #1a4f73; }
   @page { size: A4; margin: 16mm 14mm; }
   body { max-width: none; margin: 0; padding: 0; font-size: 10.5pt; }
   .card, figure, tr, .note { break-inside: avoid; }
+  .row figure { flex: 1 1 75mm; max-width: 88mm; }
+  dl.cards { display: grid; grid-template-columns: repeat(4, 1fr); gap: 3mm; }
+  .card { min-width: 0; }
   h2, thead, summary { break-after: avoid; }
   thead { display: table-header-group; }
   figure.panels { overflow: visible; }
@@ -145,6 +151,21 @@ def figure(png: bytes, caption: str, small: bool = False) -> str:
         f"alt='{html.escape(caption)}' src='data:image/png;base64,{data}'>"
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
+
+
+def row(figures: Sequence[str]) -> str:
+    """Return small figures side by side where there is room, below each other on a phone."""
+    return f"<div class='row'>{''.join(figures)}</div>"
+
+
+def heading(text: str) -> str:
+    """Return the heading of a section."""
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    """Return a paragraph."""
+    return f"<p>{html.escape(text)}</p>"
 
 
 def table(rows: Mapping[str, Any]) -> str:

@@ -39,13 +39,13 @@ LEVELS = [
     "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
     (
         "observables analysis convergence rdf landscape ramachandran timescales benchmark export "
-        "backmapping quality relaxation atomistic entropy ranking canvas plot plot_run map_picture "
-        "page report"
+        "backmapping quality relaxation atomistic entropy ranking canvas plot plot_run "
+        "map_picture page report native_structure run_page dataset_page card_page file_report"
     ),
     (
         "doctor quickstart_page quickstart command_options command_step command_map command_data "
         "command_reference command_prior command_train command_flow command_reweight "
-        "command_backmap cli __main__"
+        "command_backmap command_analyze cli __main__"
     ),
 ]
 # Inside a folder: from files left of it. Folders on one line do not import each other.
