@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .command_analyze import analyze_command, report_command
 from .command_backmap import backmap_command, entropy_command
 from .command_data import data_app
 from .command_flow import distill_command, flow_app
@@ -114,7 +115,11 @@ def compile_command(
                    text=str(package.path))  # fmt: skip
 
 
-@step("cgml simulate molecule.pt --start dataset.h5 --copies 100 --ns 1 -o cg.h5")
+@step(
+    "cgml simulate molecule.pt --start dataset.h5 --copies 100 --ns 1 -o cg.h5",
+    "cgml simulate molecule.pt --start dataset.h5 --ns 1 --report cg.html -o cg.h5",
+    pages=True,
+)
 def simulate_command(
     model: _Model,
     output: Output,
@@ -167,6 +172,7 @@ def simulate_command(
 @step(
     "cgml remd molecule.pt --start dataset.h5 --highest 600 --copies 16 --ns 1 -o remd.h5",
     "cgml remd molecule.pt --start dataset.h5 --temperatures 300,380,480,600 --ns 1 -o remd.h5",
+    pages=True,
 )
 def remd_command(
     model: _Model,
@@ -340,72 +346,6 @@ def benchmark_command(
     return record
 
 
-@step(
-    "cgml analyze cg.h5 --reference reference.h5 --dihedral 0,1,2,3 --dihedral 1,2,3,4 "
-    "-o report.html",
-    prints=True,
-)
-def analyze_command(
-    run: Annotated[str, typer.Argument(help="Run from `cgml simulate`.")],
-    reference: Annotated[str, typer.Option(help="Reference: dataset (.h5) or .npz histogram.")],
-    output: Output,
-    dihedral: Annotated[
-        list[str], typer.Option(help="Four bead indices from 0, e.g. 0,1,2,3; give it twice.")
-    ],
-    state: Annotated[
-        str, typer.Option(help="Range of the first dihedral whose free energy is compared, rad.")
-    ] = "0,2.2",
-    discard: Annotated[float, typer.Option(help="ps left out at the start of each copy.")] = 0.0,
-    model: Annotated[
-        str | None, typer.Option(help="Model file, for the training curve in the report.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Rung to compare, K; that of the training if not given.")
-    ] = None,
-) -> dict[str, Any]:
-    """Compare a run with a reference; write report.html and print the numbers as JSON."""
-    from .analysis import compare
-    from .dataset import read_dataset
-    from .files import require_writable
-    from .report import write_report
-    from .run_file import read_run
-    from .system import load_model
-
-    require_writable(output)
-    quadruples = [parse_numbers(d, int, 4, "dihedral") for d in dihedral]
-    low, high = parse_numbers(state, float, 2, "state")
-    frames = read_run(run)
-    source: Any = read_dataset(reference) if reference.endswith((".h5", ".hdf5")) else reference
-    if temperature is None:
-        only = len(frames.temperatures) == 1
-        temperature = float(
-            frames.temperatures[0] if only else frames.info["training_temperature_K"]
-        )
-    comparison = compare(
-        frames,
-        source,
-        quadruples,
-        temperature=temperature,
-        state=(low, high),
-        discard_ps=discard,
-    )
-    training = load_model(model).card["training"] if model else {}
-    labels = tuple(
-        "-".join(frames.topology.label(b) for b in quadruple) for quadruple in quadruples
-    )
-    write_report(
-        output,
-        comparison,
-        title=f"{Path(run).name} against {Path(reference).name}",
-        lead=f"{len(frames)} frames of {frames.positions.shape[1]} copies.",
-        labels=(labels[0], labels[1]),
-        training=training,
-        run=frames.info,
-        notes=[],
-    )
-    return comparison.record()
-
-
 @step("cgml doctor")
 def doctor_command() -> Outcome:
     """Say what works on this machine; exit code 1 if nothing does."""
@@ -487,6 +427,7 @@ _SECTIONS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Results": {
         "analyze": analyze_command,
+        "report": report_command,
         "reweight": reweight_command,
         "backmap": backmap_command,
         "entropy": entropy_command,

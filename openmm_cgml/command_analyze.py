@@ -6,9 +6,16 @@ from typing import Annotated, Any
 import typer
 
 from .command_options import Output, parse_numbers
+from .command_step import step
 from .errors import InputError
 
 
+@step(
+    "cgml analyze cg.h5 -o run.html",
+    "cgml analyze cg.h5 --reference reference.h5 --dihedral 0,1,2,3 --dihedral 1,2,3,4 "
+    "-o report.html",
+    prints=True,
+)
 def analyze_command(
     run: Annotated[str, typer.Argument(help="Run from `cgml simulate` or `cgml remd`.")],
     output: Output,
@@ -68,6 +75,7 @@ def analyze_command(
     return _compared(run, output, reference, dihedral or [], state, discard, model, temperature)
 
 
+@step("cgml report dataset.h5 -o dataset.html", "cgml report molecule.pt -o model.html")
 def report_command(
     file: Annotated[
         str, typer.Argument(help="Run (finished or not), dataset, collection, model or flow.")

@@ -48,7 +48,7 @@ def info_command(
     return Outcome(records.get("", {"molecules": records}), text="\n".join(lines))
 
 
-@step("cgml data merge first.h5 second.h5 -o both.h5")
+@step("cgml data merge first.h5 second.h5 -o both.h5", pages=True)
 def merge_command(
     files: Annotated[list[str], typer.Argument(help="Datasets, or collections.")],
     output: Output,
@@ -112,7 +112,7 @@ def split_command(
     return {"train": _written(train), "valid": _written(valid)}
 
 
-@step("cgml data subsample dataset.h5 --count 1000 -o fewer.h5")
+@step("cgml data subsample dataset.h5 --count 1000 -o fewer.h5", pages=True)
 def subsample_command(
     file: _File,
     output: Output,
@@ -131,7 +131,8 @@ def subsample_command(
 
 @step(
     "cgml data convert coordinates.npy --forces forces.npy --format npz --length-unit angstrom "
-    "--force-unit kcal/mol/angstrom --temperature 300 --top CA,CA,CA,CA -o dataset.h5"
+    "--force-unit kcal/mol/angstrom --temperature 300 --top CA,CA,CA,CA -o dataset.h5",
+    pages=True,
 )
 def convert_command(
     files: Annotated[list[str], typer.Argument(help="Files of beads; several: trajectories.")],

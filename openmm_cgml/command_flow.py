@@ -32,7 +32,7 @@ _Count = Annotated[int, typer.Option(min=1)]
 _Rate = Annotated[float, typer.Option(min=0.0)]
 
 
-@step("cgml flow train dataset.h5 --epochs 30 -o molecule.flow")
+@step("cgml flow train dataset.h5 --epochs 30 -o molecule.flow", pages=True)
 def train_command(
     dataset: Annotated[str, typer.Argument(help="Dataset from `cgml map`; no forces needed.")],
     output: Output,
@@ -86,7 +86,7 @@ def train_command(
     return {"metrics": dict(result.metrics)}
 
 
-@step("cgml flow sample molecule.flow --count 100000 -o samples.h5")
+@step("cgml flow sample molecule.flow --count 100000 -o samples.h5", pages=True)
 def sample_command(
     flow: _Flow,
     output: Output,
@@ -112,7 +112,7 @@ def sample_command(
     return {"frames": len(dataset), "flow": dataset.mapping["flow"]}
 
 
-@step("cgml flow split atoms.h5 --mapping backbone --epochs 60 -o split.flow")
+@step("cgml flow split atoms.h5 --mapping backbone --epochs 60 -o split.flow", pages=True)
 def split_command(
     dataset: Annotated[
         str, typer.Argument(help="Dataset of atoms: `cgml map` with heavy_atom or all_atom.")
@@ -195,7 +195,7 @@ def _molecule(dataset: Any, name: str | None) -> Any:
     return found.datasets[name]
 
 
-@step("cgml distill molecule.flow --network cgnet -o student.pt")
+@step("cgml distill molecule.flow --network cgnet -o student.pt", pages=True)
 def distill_command(
     flows: Annotated[list[str], typer.Argument(help="Flows from `cgml flow train`.")],
     output: Output,

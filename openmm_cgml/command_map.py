@@ -18,6 +18,7 @@ _LISTED = 200
 @step(
     "cgml map --top molecule.pdb --mapping backbone --draw map.png",
     "cgml map run.dcd --top molecule.pdb --forces forces.npy --temperature 300 -o dataset.h5",
+    pages=True,
 )
 def map_command(
     context: typer.Context,

@@ -19,6 +19,7 @@ _METHODS = ("unbiased", "remd", "metadynamics", "umbrella")
     "cgml reference molecule.pdb --ns 5 --method metadynamics --variable phi --variable psi "
     "-o biased.h5",
     "cgml reference molecule.pdb --ns 5 --method remd --temperatures 300,350,410,480 -o data.h5",
+    pages=True,
 )
 def reference_command(
     molecule: Annotated[

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from .command_options import say
 from .errors import InputError
-from .files import atomic_path, require_file, segments_folder
+from .files import atomic_path, require_file, require_writable, segments_folder
 from .provenance import fingerprint, fingerprints, now, versions
 
 #: Exit codes, the same for every command; Ctrl-C is the shell's.
@@ -31,6 +31,7 @@ SETTINGS = {"max_content_width": 100}
 
 _SUFFIX = ".run.toml"
 _LARGEST_ECHO = 1 << 20  # bytes
+_PAGE = "HTML page to write about the output."
 _JSON = "Print the numbers as one line of JSON on standard output."
 
 
@@ -49,13 +50,16 @@ class Outcome:
     text: str = ""
 
 
-def step(*examples: str, prints: bool = False, repeats: bool = True) -> Callable[..., Any]:
+def step(
+    *examples: str, prints: bool = False, repeats: bool = True, pages: bool = False
+) -> Callable[..., Any]:
     """Make a command of a function that returns its numbers, a dict or an `Outcome`.
 
     Args:
         examples: command lines that ``--help`` shows.
         prints: JSON is printed unless ``--no-json`` is given: of commands whose result is numbers.
         repeats: a ``.run.toml`` is written beside the output, if there is one.
+        pages: ``--report`` writes a page about the output, as ``cgml report`` does.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
@@ -64,6 +68,9 @@ def step(*examples: str, prints: bool = False, repeats: bool = True) -> Callable
         @functools.wraps(function)
         def run(context: typer.Context, as_json: bool, **options: Any) -> None:
             started, date = time.perf_counter(), now()
+            page = options.pop("report") if pages else None
+            if page is not None:
+                require_writable(page)
             before = {path: _state(path) for path in _files(options)}
             given = {"context": context, **options} if "context" in asked else options
             returned = function(**given)
@@ -85,25 +92,30 @@ def step(*examples: str, prints: bool = False, repeats: bool = True) -> Callable
                     typer.echo(json.dumps(record, allow_nan=False))
             if outcome.text and not as_json:
                 typer.echo(outcome.text)
+            if page is not None and _echo_path(options) is not None:
+                from .file_report import write_file_report
+
+                write_file_report(options["output"], page)
             if outcome.code:
                 raise typer.Exit(outcome.code)
 
-        flag = typer.Option("--json/--no-json", help=_JSON)
-        own = [p for name, p in asked.items() if name != "context"]
         keyword = inspect.Parameter.KEYWORD_ONLY
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter("context", keyword, annotation=typer.Context),
-                *(p.replace(kind=keyword) for p in own),
-                inspect.Parameter(
-                    "as_json", keyword, annotation=Annotated[bool, flag], default=prints
-                ),
-            ]
-        )
-        types = {p.name: p.annotation for p in own}
-        run.__annotations__ = {
-            "context": typer.Context, **types, "as_json": Annotated[bool, flag],
-        }  # fmt: skip
+        more: dict[str, tuple[Any, Any]] = {
+            "as_json": (Annotated[bool, typer.Option("--json/--no-json", help=_JSON)], prints)
+        }
+        if pages:
+            more = {"report": (Annotated[Path | None, typer.Option(help=_PAGE)], None), **more}
+        parameters = [
+            inspect.Parameter("context", keyword, annotation=typer.Context),
+            *(p.replace(kind=keyword) for name, p in asked.items() if name != "context"),
+            *(
+                inspect.Parameter(name, keyword, annotation=kind, default=default)
+                for name, (kind, default) in more.items()
+            ),
+        ]
+        # What typer reads; `wraps` has put the function's own there.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.examples = examples  # type: ignore[attr-defined]
         return run
 

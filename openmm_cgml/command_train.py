@@ -18,6 +18,7 @@ _LOSSES = ("force_matching", "denoising")
     "cgml train dataset.h5 --epochs 60 -o molecule.pt",
     "cgml train dataset.h5 --network schnet --set cutoff=1.2 -o molecule.pt",
     "cgml train dataset.h5 --prior bonds,angles,torsions,repulsion --dry-run",
+    pages=True,
 )
 def train_command(
     context: typer.Context,

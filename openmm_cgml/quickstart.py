@@ -76,6 +76,7 @@ class Effort:
         weighed: samples of the flow that the models weigh.
         atom_epochs: of the split-flow, which generates atoms.
         atom_frames: that it learns from.
+        compile_atoms: whether its steps are compiled, which takes a minute.
         structures: frames of the run that get atoms.
         entropy_frames: of them, whose mapping entropy is found.
     """
@@ -94,6 +95,7 @@ class Effort:
     weighed: int = 50_000
     atom_epochs: int = 12
     atom_frames: int = 12_000
+    compile_atoms: bool = True
     structures: int = 1000
     entropy_frames: int = 120
 
@@ -101,7 +103,7 @@ class Effort:
 FULL = Effort()
 QUICK = Effort(epochs=4, ladders=16, ps=8.0, discard_ps=2.0, stride=4, backend=None,
                flow_epochs=2, samples=2000, student_epochs=2, weighed=2000, atom_epochs=1,
-               atom_frames=800, structures=64, entropy_frames=12)  # fmt: skip
+               atom_frames=800, compile_atoms=False, structures=64, entropy_frames=12)  # fmt: skip
 
 #: Files of an earlier quickstart that would be gone on with, or kept, instead of written anew.
 _OLD = ("run.h5", "student.h5", "report.html", "summary.json", "atoms.dcd", "atoms.pdb",
@@ -399,14 +401,15 @@ def _back_to_atoms(trajectory: Any, run: Any, folder: Path, trial: _Trial) -> _A
     atoms = map_trajectory(
         trajectory, MAPPINGS["heavy_atom"](trajectory.topology),
         temperature=setup["temperature_K"], force_map="basic",
-    ).subsample(count=effort.atom_frames)  # fmt: skip
+    )  # fmt: skip
+    atoms = replace(atoms, forces=None).subsample(count=effort.atom_frames)
     train, valid = atoms.split(0.9)
     logger.info("training a split-flow on the heavy atoms of %d frames", len(train))
     clock = time.perf_counter()
     result = fit_flow(
         split_flow(train, setup["mapping"], seed=seed), train, valid, epochs=effort.atom_epochs,
         batch_size=128, learning_rate=6e-3, ema=0.995, schedule="warmup_cosine", seed=seed,
-        progress=trial.progress,
+        progress=trial.progress, compile=effort.compile_atoms,
     )  # fmt: skip
     seconds = time.perf_counter() - clock
     save_flow(folder / "atoms.flow", result)
