@@ -92,18 +92,20 @@ def backmap_command(
         quality = assess(structures, atoms, flow.fiber.matrix)
         record["quality"] = quality.record()
         say(quality.text())
-    elif report is not None:
-        raise InputError("a report compares with atoms; add --reference")
     if relax:
         record["relaxed"] = _relaxed(output, structures, relax, flow)
     if report is not None:
-        from .report import write_backmapping
+        from .report import write_backmapping, write_structures
 
-        write_backmapping(
-            report, quality, title=f"{Path(traj).name} backmapped",
-            lead=f"{written.structures:,} structures by {Path(model).name}, seed {seed}.",
-            relaxed=_told(record.get("relaxed")),
-        )  # fmt: skip
+        about: dict[str, Any] = {
+            "title": f"{Path(traj).name} backmapped",
+            "lead": f"{written.structures:,} structures by {Path(model).name}, seed {seed}.",
+            "relaxed": _told(record.get("relaxed")),
+        }
+        if reference is None:
+            write_structures(report, structures, **about)
+        else:
+            write_backmapping(report, quality, **about)
     return record
 
 

@@ -88,7 +88,9 @@ def step(
                 if echo:
                     _write_echo(echo, provenance, options)
                 if as_json:
-                    record = _finite({**outcome.record, "provenance": provenance})
+                    output = options.get("output")
+                    told = {} if output is None else {"output": str(output)}
+                    record = _finite({**told, **outcome.record, "provenance": provenance})
                     typer.echo(json.dumps(record, allow_nan=False))
             if outcome.text and not as_json:
                 typer.echo(outcome.text)

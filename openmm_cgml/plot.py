@@ -205,6 +205,20 @@ def torsion_planes(plane: Any) -> bytes:
     return png(figure)
 
 
+def log_densities(edges: np.ndarray, counts: np.ndarray) -> bytes:
+    """Draw a histogram of log-densities.
+
+    Args:
+        edges: (bins + 1,), nats.
+        counts: (bins,).
+    """
+    figure, axis = subplots(1, 1)
+    axis.stairs(counts, edges, color=MODEL, fill=True, alpha=0.6)
+    axis.set(xlabel="log-density, nats", ylabel="structures")
+    axis.grid(alpha=0.25)
+    return png(figure)
+
+
 def entropy_trace(values: np.ndarray, errors: np.ndarray, label: str) -> bytes:
     """Draw an entropy along a trajectory with bands of two standard errors.
 

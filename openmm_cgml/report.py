@@ -3,7 +3,7 @@
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,9 +11,15 @@ from . import plot
 from .analysis import Comparison, dihedral_angles, dihedral_distribution
 from .entropy import MapEntropy, MappingEntropy
 from .page import figure, grid, table, write_page
-from .quality import Quality
+from .quality import Quality, clashing
 from .ranking import CANNOT_SEE, PMFScore, energy_histograms
 from .reweight import Estimate
+
+if TYPE_CHECKING:
+    from .backmapping import Structures
+
+#: Structures in which clashes are looked for, where there is no reference.
+_CLASHES = 200
 
 
 def write_report(
@@ -277,6 +283,46 @@ def write_backmapping(
                  for k in worst],
             ),
         ]  # fmt: skip
+    write_page(path, title, lead, notes, cards, sections)
+
+
+def write_structures(
+    path: str | Path, structures: "Structures", *, title: str, lead: str,
+    relaxed: dict[str, float] | None = None,
+) -> None:  # fmt: skip
+    """Write a page about backmapped structures with no atoms to compare them with.
+
+    Args:
+        path: the .html file.
+        structures: from `backmap`.
+        title, lead: heading, and a sentence below it.
+        relaxed: numbers by name of their relaxation, if they were relaxed.
+    """
+    shown = np.linspace(0, len(structures) - 1, min(len(structures), _CLASHES)).round().astype(int)
+    box = structures.box
+    clashes = [
+        clashing(structures.positions[[k]], structures.topology, None if box is None else box[k])
+        for k in shown
+    ]
+    frames = len(np.unique(structures.frame))
+    cards = [
+        (f"{len(structures):,}", "structures"),
+        (f"{frames:,}", "frames"),
+        (f"{len(structures.topology):,}", "atoms"),
+        (f"{np.mean(clashes):.2%}", f"residues that clash, in {len(shown)} structures"),
+    ]
+    rows = {"atoms": len(structures.topology), "beads": structures.beads.shape[1]}
+    sections = ["<h2>Numbers</h2>", table(rows)]
+    if relaxed is not None:
+        sections += ["<h2>Relaxed, beads held</h2>", table(relaxed)]
+    if (density := structures.log_density) is not None and len(structures) > 1:
+        counts, edges = np.histogram(density, bins=min(40, max(4, len(density) // 5)))
+        sections += [
+            "<h2>Log-density of the structures</h2>",
+            figure(plot.log_densities(edges, counts), "Log-density of each structure at its "
+                   "beads, nats, densities per nm.", small=True),
+        ]  # fmt: skip
+    notes = ["How good the structures are only atoms can tell: --reference compares with some."]
     write_page(path, title, lead, notes, cards, sections)
 
 

@@ -296,6 +296,14 @@ def test_from_atoms_to_structures_and_entropies_on_the_command_line(peptide, tmp
         "amber99_obc.xml",
     ])  # fmt: skip
     assert told.exit_code == 0, told.output
+    alone = run.invoke(cgml_app, [
+        "backmap", "--model", f"{tmp_path}/a.flow", "--traj", f"{tmp_path}/beads.h5", "--stride",
+        "20", "-n", "2", "-o", f"{tmp_path}/alone.dcd", "--report", f"{tmp_path}/alone.html",
+        "--steps", "2", "--density",
+    ])  # fmt: skip
+    assert alone.exit_code == 0, alone.output
+    page = (tmp_path / "alone.html").read_text(encoding="utf-8")
+    assert "only atoms can tell" in page and "Log-density of the structures" in page
     record = json.loads(told.stdout.strip().splitlines()[-1])
     assert record["structures"] == 40 and record["quality"]["bead_error"] < 1e-5
     assert record["relaxed"]["after"] < record["relaxed"]["before"]
@@ -321,7 +329,7 @@ def test_from_atoms_to_structures_and_entropies_on_the_command_line(peptide, tmp
         "--report", f"{tmp_path}/r.html",
     ])  # fmt: skip
     assert told.exit_code == 0, told.output
-    ranked = json.loads(told.stdout.strip().splitlines()[-1])
+    ranked = json.loads(told.stdout.strip().splitlines()[-1])["maps"]
     assert [one["more"] for one in ranked] == [0.0, 0.0]  # the same map
     assert "Which map loses least?" in (tmp_path / "r.html").read_text(encoding="utf-8")
 

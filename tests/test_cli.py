@@ -154,7 +154,7 @@ def test_the_road(cgml_command, folder, data, dataset) -> None:
         numbers = json.loads(printed)
         assert set(numbers) == {
             "js", "js_excess", "js_excess_error", "js_reference_error", "delta_f_kj_mol",
-            "free_energy_rmse_kj_mol", "coverage", "provenance",
+            "free_energy_rmse_kj_mol", "coverage", "output", "provenance",
         }  # fmt: skip
         assert 0 < numbers["js"] < np.log(2) and 0 < numbers["coverage"] <= 1
         page = (folder / "report.html").read_text()

@@ -161,7 +161,7 @@ def test_one_pmf(made, call, tmp_path) -> None:
         "--held-out", folder / "held_out.h5", "--reference", folder / "reference.h5",
         "--dihedral", "0,1,2,3", "--dihedral", "1,2,3,4", "--state=-1,1",
     )  # fmt: skip
-    (record,) = json.loads(out)
+    (record,) = json.loads(out)["pmfs"]
     assert code == (0 if record["weights"]["converged"] else 3)
     assert record["name"] == "good" and record["weights"]["forward"] > 0
     assert record["comparison"]["js_excess"] < 0.25
@@ -179,7 +179,7 @@ def test_several_pmfs_and_weights_that_have_not_converged(
     monkeypatch.setenv("OPENMM_CGML_BACKEND", "python")
     monkeypatch.setattr(command_reweight, "_CHECK", 0.1)
     code, out, said = call(folder / "good.pt", folder / "bad.pt", "--compare", *arguments)
-    records = json.loads(out)
+    records = json.loads(out)["pmfs"]
     assert {r["name"] for r in records} == {"good", "bad"}
     assert all(r["dynamics"] is not None for r in records)  # of PMFs that are compared
     assert code == 3 and "NOT CONVERGED: " in said  # of 120 samples fewer than 100 are effective

@@ -886,7 +886,7 @@ def test_command(pdb, tmp_path, monkeypatch, capsys):
         *("--variable", "phi", "--variable", "psi", "--mapping", "backbone", "--bias-factor", 6),
         *("--height", 1.0, "--width", 0.35, "--deposit", 0.2, "--interval", 0.1, "--seed", 0),
         *("--temperature", 300, "--constraints", "hbonds", "--timestep", 0.002, "--friction", 1),
-        *("--equilibrate", 0.2, "--calibrate", 20, "--platform", "Reference"),
+        *("--equilibrate", 0.2, "--calibrate", 20, "--platform", "Reference", "--json"),
     )
     printed, _ = command(monkeypatch, capsys, *arguments, "--seconds", 0)
     assert json.loads(printed)["finished"] is False
