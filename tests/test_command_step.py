@@ -1,4 +1,4 @@
-"""What all commands share: examples that run, `--json`, files that repeat a command, exit codes."""
+"""What all commands share: examples, `--json`, files that repeat a command, exit codes."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ def commands(group, words=()) -> dict[tuple[str, ...], object]:
         if hasattr(command, "commands"):
             found |= commands(command, (*words, name))
         else:
-            found[*words, name] = command
+            found[(*words, name)] = command
     return found
 
 
@@ -82,8 +82,11 @@ def test_what_a_command_prints_and_leaves(place, capsys):
 
 def test_rerun_gives_the_same(place, capsys):
     """To the bit; also where options are lists, flags and paths with spaces."""
-    cgml_run("cgml simulate molecule.pt --start dataset.h5 --copies 2 --ns 0.001 --seed 3 "
-             "--platform CPU --property Threads=1 --minimize -o 'the first.h5'", capsys)  # fmt: skip
+    cgml_run(
+        "cgml simulate molecule.pt --start dataset.h5 --copies 2 --ns 0.001 --seed 3 "
+        "--platform CPU --property Threads=1 --minimize -o 'the first.h5'",
+        capsys,
+    )
     record, said = cgml_run("cgml rerun 'the first.h5.run.toml' -o second.h5", capsys)
     assert (
         "--minimize" in said
