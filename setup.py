@@ -106,7 +106,10 @@ setup(
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["cgml = openmm_cgml.cli:main"]},
+    entry_points={
+        "console_scripts": ["cgml = openmm_cgml.cli:main"],
+        "openmmml.potentials": ["cgml = openmm_cgml.plugin:CGMLPotentialImplFactory"],
+    },
     zip_safe=False,
     **(native_arguments() if os.environ.get("CGML_BUILD_NATIVE") == "1" else {}),
 )
