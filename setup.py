@@ -78,7 +78,7 @@ EXTRAS = {
     "dev": [
         *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
         *("physical_validation", "deeptime"),
-        "openmmml",  # tests of plugin.py
+        *("openmmml", "openmmtools"),  # tests with other programs
         "py-rattler-build",  # reads conda-recipe/
         *("sphinx", "myst-parser", "furo"),
         *("nbformat", "nbclient", "ipykernel"),  # run the notebooks
