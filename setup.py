@@ -79,7 +79,7 @@ EXTRAS = {
         *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
         *("physical_validation", "deeptime"),
         *("openmmml", "openmmtools"),  # tests with other programs
-        "py-rattler-build",  # reads conda-recipe/
+        *("py-rattler-build", "zstandard"),  # build conda-recipe/, look into the package
         *("sphinx", "myst-parser", "furo"),
         *("nbformat", "nbclient", "ipykernel"),  # run the notebooks
     ],

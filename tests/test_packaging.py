@@ -18,6 +18,11 @@ from packaging.utils import canonicalize_name
 
 from openmm_cgml.version import __version__
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 CONDA_NAMES = {"torch": "pytorch", "openmmtorch": "openmm-torch", "matplotlib": "matplotlib-base"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
@@ -59,6 +64,22 @@ def active_constraints(python: str) -> list[Requirement]:
     return active([line for line in lines if line and not line.startswith("#")], python)
 
 
+def tracked_copy(target: Path) -> Path:
+    """Copy what is under version control to a new folder, as a release is made from it.
+
+    Tests that run from a source distribution have no version control: all but caches then.
+    """
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode or not (ROOT / ".git").exists():
+        names = ["*.egg-info", "__pycache__", ".*", "build", "dist", "demo", "libcgml.*"]
+        return Path(shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*names)))
+    for name in filter(None, done.stdout.split("\0")):
+        if (ROOT / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
 # ---------------------------------------------------------------- metadata
 
 
@@ -68,13 +89,32 @@ def test_version(setup_arguments, recipe):
 
 
 def test_recipe_requires_what_setup_requires(setup_arguments, recipe):
-    expected = [Requirement(line) for line in setup_arguments["install_requires"]]
-    expected = {(CONDA_NAMES.get(one.name, one.name), str(one.specifier)) for one in expected}
-    expected.add(("python", setup_arguments["python_requires"]))
+    """On its lowest Python: a noarch recipe knows no markers."""
+    lowest = recipe["context"]["python_min"]
+    expected = {
+        (CONDA_NAMES.get(one.name, one.name), str(one.specifier))
+        for one in active(setup_arguments["install_requires"], lowest)
+    }
+    expected.add(("python", ">=${{python_min}}"))
     found = {
         (line.split()[0], "".join(line.split()[1:])) for line in recipe["requirements"]["run"]
     }
     assert found == expected
+
+
+def test_markers_hold_for_every_python_of_the_recipe(setup_arguments, recipe):
+    lowest = PYTHONS.index(recipe["context"]["python_min"])
+    named = [
+        {str(one) for one in active(setup_arguments["install_requires"], python)}
+        for python in PYTHONS[lowest:]
+    ]
+    assert all(one == named[0] for one in named)
+
+
+def test_recipe_builds_with_what_the_build_requires(recipe):
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    host = ["".join(line.split()) for line in recipe["requirements"]["host"]]
+    assert set(build) <= set(host)
 
 
 def test_recipe_has_the_console_script(setup_arguments, recipe):
