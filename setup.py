@@ -78,8 +78,8 @@ EXTRAS = {
     "dev": [
         *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
         *("physical_validation", "deeptime"),
-        "openmmml",  # tests of plugin.py
-        "py-rattler-build",  # reads conda-recipe/
+        *("openmmml", "openmmtools"),  # tests with other programs
+        *("py-rattler-build", "zstandard"),  # build conda-recipe/, look into the package
         *("sphinx", "myst-parser", "furo"),
         *("nbformat", "nbclient", "ipykernel"),  # run the notebooks
     ],
@@ -106,7 +106,10 @@ setup(
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["cgml = openmm_cgml.cli:main"]},
+    entry_points={
+        "console_scripts": ["cgml = openmm_cgml.cli:main"],
+        "openmmml.potentials": ["cgml = openmm_cgml.plugin:CGMLPotentialImplFactory"],
+    },
     zip_safe=False,
     **(native_arguments() if os.environ.get("CGML_BUILD_NATIVE") == "1" else {}),
 )

@@ -1,22 +1,32 @@
 """setup.py, the conda recipe and the constraints agree; pip's settings reach uv."""
 
+import ensurepip
 import json
 import os
 import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import types
+import venv
 import zipfile
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from openmm_cgml.version import __version__
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 CONDA_NAMES = {"torch": "pytorch", "openmmtorch": "openmm-torch", "matplotlib": "matplotlib-base"}
@@ -59,6 +69,22 @@ def active_constraints(python: str) -> list[Requirement]:
     return active([line for line in lines if line and not line.startswith("#")], python)
 
 
+def tracked_copy(target: Path) -> Path:
+    """Copy what is under version control to a new folder, as a release is made from it.
+
+    Tests that run from a source distribution have no version control: all but caches then.
+    """
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode or not (ROOT / ".git").exists():
+        names = ["*.egg-info", "__pycache__", ".*", "build", "dist", "demo", "libcgml.*"]
+        return Path(shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*names)))
+    for name in filter(None, done.stdout.split("\0")):
+        if (ROOT / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
 # ---------------------------------------------------------------- metadata
 
 
@@ -68,13 +94,32 @@ def test_version(setup_arguments, recipe):
 
 
 def test_recipe_requires_what_setup_requires(setup_arguments, recipe):
-    expected = [Requirement(line) for line in setup_arguments["install_requires"]]
-    expected = {(CONDA_NAMES.get(one.name, one.name), str(one.specifier)) for one in expected}
-    expected.add(("python", setup_arguments["python_requires"]))
+    """On its lowest Python: a noarch recipe knows no markers."""
+    lowest = recipe["context"]["python_min"]
+    expected = {
+        (CONDA_NAMES.get(one.name, one.name), str(one.specifier))
+        for one in active(setup_arguments["install_requires"], lowest)
+    }
+    expected.add(("python", ">=${{python_min}}"))
     found = {
         (line.split()[0], "".join(line.split()[1:])) for line in recipe["requirements"]["run"]
     }
     assert found == expected
+
+
+def test_markers_hold_for_every_python_of_the_recipe(setup_arguments, recipe):
+    lowest = PYTHONS.index(recipe["context"]["python_min"])
+    named = [
+        {str(one) for one in active(setup_arguments["install_requires"], python)}
+        for python in PYTHONS[lowest:]
+    ]
+    assert all(one == named[0] for one in named)
+
+
+def test_recipe_builds_with_what_the_build_requires(recipe):
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    host = ["".join(line.split()) for line in recipe["requirements"]["host"]]
+    assert set(build) <= set(host)
 
 
 def test_recipe_has_the_console_script(setup_arguments, recipe):
@@ -208,6 +253,221 @@ def test_stamp_is_honoured_only_for_the_same_inputs(tmp_path, monkeypatch):
     assert bootstrap.is_current(exact=False) and not bootstrap.is_current(exact=True)
     monkeypatch.setitem(names, "INPUTS", [ROOT / "setup.py"])
     assert not bootstrap.is_current(exact=False)
+
+
+# ---------------------------------------------------------------- wheel and source distribution
+
+
+def build(kind: str, source: Path, target: Path) -> Path:
+    """Build in a process of its own, without an index; return the wheel or source distribution."""
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(target)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, env=clean_environment(),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return target / done.stdout.split()[-1]
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """Variables of a shell that knows nothing of this checkout."""
+    kept = ("PATH", "HOME", "LANG", "OPENMM_CGML_CACHE", "SSL_CERT_FILE")
+    return {name: os.environ[name] for name in kept if name in os.environ} | more
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory):
+    """Wheel and source distribution, made from a clean copy of the tracked files."""
+    folder = tmp_path_factory.mktemp("products")
+    source = tracked_copy(folder / "source")
+    listed = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    (folder / "dist").mkdir()
+    return types.SimpleNamespace(
+        files=listed,
+        wheel=build("wheel", tracked_copy(folder / "again"), folder / "dist"),
+        sdist=build("sdist", source, folder / "dist"),
+    )
+
+
+def wheel_content(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if name[-1] != "/"}
+
+
+def without_metadata(content: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in content.items() if ".dist-info/" not in name}
+
+
+def test_wheel_holds_the_package(products):
+    """All of it, with data and C++ source, and nothing else: no tests, nothing compiled."""
+    assert products.wheel.name == f"openmm_cgml-{__version__}-py3-none-any.whl"
+    content = wheel_content(products.wheel)
+    expected = {name for name in products.files if name.startswith("openmm_cgml/")}
+    assert set(without_metadata(content)) == expected
+    for name in ("py.typed", "native/force.cpp", "data/mappings/martini.toml",
+                 "data/quickstart/trajectory.npz"):  # fmt: skip
+        assert f"openmm_cgml/{name}" in expected
+    entries = content[f"openmm_cgml-{__version__}.dist-info/entry_points.txt"].decode()
+    assert "cgml = openmm_cgml.cli:main" in entries
+    assert "cgml = openmm_cgml.plugin:CGMLPotentialImplFactory" in entries
+    assert content[f"openmm_cgml-{__version__}.dist-info/licenses/LICENSE"]
+
+
+def test_source_distribution_holds_the_tree(products):
+    """Every tracked file: tests, docs, examples, constraints, recipe, as MANIFEST.in says.
+
+    But for hidden ones, which are about version control and its hosts.
+    """
+    root = f"openmm_cgml-{__version__}/"
+    with tarfile.open(products.sdist) as archive:
+        found = {one.name.removeprefix(root) for one in archive if one.isfile()}
+    made = {name for name in found if ".egg-info/" in name} | {"PKG-INFO", "setup.cfg"}
+    expected = {name for name in products.files if not name.startswith(".")}
+    assert found - made == expected
+    for name in ("LICENSE", "CHANGELOG.md", "Makefile", "constraints/torchforce.txt",
+                 "conda-recipe/recipe.yaml", "docs/index.md", "tests/conftest.py"):  # fmt: skip
+        assert name in found
+    assert any(name.startswith("examples/") for name in found)
+
+
+def test_wheel_of_the_source_distribution_is_the_same(products, tmp_path):
+    with tarfile.open(products.sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    again = build("wheel", tmp_path / f"openmm_cgml-{__version__}", tmp_path)
+    assert again.name == products.wheel.name
+    first, second = wheel_content(products.wheel), wheel_content(again)
+    assert set(first) == set(second)
+    assert without_metadata(first) == without_metadata(second)
+
+
+def fresh_environment(folder: Path, wheel: Path) -> Path:
+    """A new environment with the wheel, that sees this one's other packages; its `bin`.
+
+    The path is added by a .pth file, whose folders are not searched for .pth files in turn: an
+    editable installation in this environment is not seen.
+    """
+    venv.EnvBuilder(with_pip=False).create(folder)
+    python = folder / "bin" / "python"
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    ran = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
+    here = sysconfig.get_path("purelib")
+    (Path(ran.stdout.strip()) / "dependencies.pth").write_text(f"{here}\n")
+    pip = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")) / "pip"
+    subprocess.run(
+        [python, pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed",
+         "--no-compile", "--disable-pip-version-check", wheel],
+        check=True, env=clean_environment(), cwd=folder,
+    )  # fmt: skip
+    return folder / "bin"
+
+
+def run_in(folder: Path, *command: object) -> str:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=folder, capture_output=True, text=True,
+        env=clean_environment(OMP_NUM_THREADS="1", COLUMNS="200"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+USE = """
+from importlib import resources
+import numpy as np
+import openmm_cgml as cgml
+import openmm
+
+print(cgml.__file__)
+data = resources.files(cgml) / "data" / "quickstart"
+with np.load(data / "trajectory.npz") as run:
+    frames = run["positions"][::500], run["forces"][::500]
+trajectory = cgml.read_trajectory(frames[0], top=data / "topology.pdb", forces=frames[1])
+mapping = cgml.MAPPINGS["backbone"](trajectory.topology)
+dataset = cgml.map_trajectory(trajectory, mapping, temperature=300)
+cgml.save_model("model.pt", cgml.PMFS["cgnet"](dataset, width=8, depth=1), dataset)
+system = cgml.load_model("model.pt").create_system(backend="python")
+platform = openmm.Platform.getPlatform("Reference")
+context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+context.setPositions(dataset.positions[0].astype(float))
+context.getIntegrator().step(2)
+print(context.getState(energy=True).getPotentialEnergy()._value)
+"""
+
+
+def test_wheel_in_a_fresh_environment(products, tmp_path):
+    """From another folder, without a path to this checkout: the command, the doctor, two steps."""
+    programs = fresh_environment(tmp_path / "env", products.wheel)
+    work = tmp_path / "work"
+    work.mkdir()
+    assert "quickstart" in run_in(work, programs / "cgml", "--help")
+    report = run_in(work, programs / "cgml", "doctor")
+    assert f"openmm_cgml  {__version__}" in report
+    (work / "use.py").write_text(USE)
+    place, energy = run_in(work, programs / "python", "use.py").splitlines()[-2:]
+    assert Path(place).is_relative_to(tmp_path / "env") and np.isfinite(float(energy))
+
+
+@pytest.fixture(scope="module")
+def uv(products):
+    """uv's command, in .uv; made there if need be, as `make env` does."""
+    try:
+        available = bootstrap.prepare_uv()
+    except (OSError, subprocess.CalledProcessError):
+        available = False
+    if not available:
+        pytest.skip("uv cannot be had here")
+    python = bootstrap.UV_ENV / "bin" / "python"
+    listing = bootstrap.output(python, "-m", "pip", "config", "list")
+    settings, more = bootstrap.uv_settings(
+        bootstrap.install_settings(bootstrap.parse_pip_config(listing)), os.environ
+    )
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess":
+        extra = more if arguments[:2] == ("pip", "install") else []
+        command = [str(part) for part in (python, "-m", "uv", *arguments, *extra)]
+        return subprocess.run(
+            command, env={**os.environ, **settings}, capture_output=True, text=True
+        )
+
+    return run
+
+
+@pytest.mark.slow
+def test_wheel_with_its_dependencies_from_the_index(products, uv, tmp_path):
+    """The README's installation, in an environment of its own; then the whole road, small."""
+    target = tmp_path / "env"
+    assert uv("venv", "--quiet", "--python", sys.executable, target).returncode == 0
+    python = target / "bin" / "python"
+    done = uv(
+        "pip", "install", "--python", python, "-c", ROOT / "constraints" / "torchforce.txt",
+        f"{products.wheel}[torchforce]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert uv("pip", "check", "--python", python).returncode == 0
+    installed = uv("pip", "list", "--python", python).stdout.split()
+    assert "pytest" not in installed and "openmmml" not in installed
+    work = tmp_path / "work"
+    work.mkdir()
+    text = run_in(work, target / "bin" / "cgml", "quickstart", "--quick", "--output", "demo")
+    summary = json.loads(text.splitlines()[-1])
+    assert summary and (work / "demo" / "model.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", PYTHONS)
+def test_wheel_on_every_python(products, uv, python, tmp_path):
+    """Imported with numpy alone, as a light import promises; the command with what it needs."""
+    target = tmp_path / "env"
+    if uv("venv", "--quiet", "--python", python, target).returncode:
+        pytest.skip(f"no Python {python} here")
+    light = ["numpy", "typer", "rich"] + (["tomli"] if python == "3.10" else [])
+    constraints = ROOT / "constraints" / "torchforce.txt"
+    command = ("pip", "install", "--python", target / "bin" / "python", "-c", constraints)
+    assert uv(*command, *light).returncode == 0
+    done = uv(*command, "--no-deps", products.wheel)
+    assert done.returncode == 0, done.stderr
+    code = "import sys, openmm_cgml, openmm_cgml.plugin; print(*sys.version_info[:2], sep='.')"
+    assert run_in(tmp_path, target / "bin" / "python", "-c", code).strip() == python
+    assert "quickstart" in run_in(tmp_path, target / "bin" / "cgml", "--help")
 
 
 # ---------------------------------------------------------------- CGML_BUILD_NATIVE=1

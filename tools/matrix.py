@@ -122,7 +122,9 @@ def make_environment(cell: Cell) -> Path:
     constraints = MATRIX / f"{cell.env.name}.txt"
     constraints.parent.mkdir(exist_ok=True)
     pins = bootstrap.CONSTRAINTS.read_text()
-    constraints.write_text(re.sub(r"^(torch|openmm)==.*\n", "", pins, flags=re.MULTILINE))
+    # openmm-ml follows OpenMM: its versions from 1.8 on need OpenMM 8.6.
+    free = re.sub(r"^(torch|openmm|openmmml)==.*\n", "", pins, flags=re.MULTILINE)
+    constraints.write_text(free)
     arguments = ["-c", constraints, "-e", ".[dev]", *cell.requirements()]
     indexes: list[list[object]] = [[]]
     if cell.cpu_only:
