@@ -43,6 +43,7 @@ def png(figure: Any) -> bytes:
         axis.spines[["top", "right"]].set_visible(axis.get_facecolor()[0] < 0.99)
     for text in figure.findobj(Text):
         text.set_fontsize(points)
+    figure.draw_without_rendering()  # the layout of the first pass has other tick labels
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()

@@ -60,6 +60,8 @@ a { color: #1a4f73; }
   figure.panels img { width: 680px; max-width: none; }
   figure.panels figcaption { position: sticky; left: 0; width: calc(100vw - 1.8rem); }
   td, th { padding-right: 0.8rem; }
+  tbody td { white-space: nowrap; } tbody th { min-width: 8rem; }
+  .rows td { white-space: normal; }
   .rows th { min-width: 6.5rem; }
 }
 @media print {

@@ -72,7 +72,7 @@ def histograms(
     figure, axis = subplots(1, 1)
     for k, (name, (edges, density)) in enumerate(named.items()):
         axis.stairs(density, edges, color=SERIES[k], ls=DASHES[k], lw=1.8, label=name)
-    axis.set(xlabel=label, ylabel="density")
+    axis.set(xlabel=label, ylabel=f"density, 1/{label.rpartition(', ')[2]}")
     axis.set_ylim(bottom=0)
     if periodic:
         axis.set_xticks([-180, -90, 0, 90, 180])
@@ -155,7 +155,9 @@ def plane(
         centres = [0.5 * (e[1:] + e[:-1]) for e in (x, y)]
         axis.contour(*centres, np.ma.masked_invalid(surface.values.T), linewidths=0.6,
                      levels=np.arange(4, max(high, 8), 4), colors="white", alpha=0.7)  # fmt: skip
-        figure.colorbar(mesh, ax=axis, label="free energy, kJ/mol")
+        clipped = float(np.nanmax(surface.values)) > high
+        figure.colorbar(mesh, ax=axis, label="free energy, kJ/mol",
+                        extend="max" if clipped else "neither")  # fmt: skip
     unit = ", degrees" if angles else ""
     axis.set(xlabel=labels[0] + unit, ylabel=labels[1] + unit)
     if angles:
@@ -189,10 +191,11 @@ def timescales(found: ImpliedTimescales) -> bytes:
             found.lags, values, yerr=[lower, 2 * np.nan_to_num(errors)], color=SERIES[k],
             ls=DASHES[k], marker=MARKERS[k], ms=5, lw=1.6, capsize=3, label=f"{k + 1}",
         )  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlabel="lag, ps of CG time")
+    axis.set_ylabel("timescale, ps of CG time")
     low, high = axis.get_xlim()
-    axis.set(yscale="log", xlabel="lag, ps of CG time", ylabel="timescale, ps of CG time")
     bottom = min(axis.get_ylim()[0], found.lags.min() / 2)
-    line = np.linspace(max(low, 1e-9), high, 50)
+    line = np.geomspace(low, high, 50)
     axis.fill_between(line, bottom, line, color="#767676", alpha=0.2, lw=0)
     axis.set(xlim=(low, high))
     axis.set_ylim(bottom=bottom)
@@ -290,7 +293,7 @@ def beads(topology: CGTopology, positions: np.ndarray, most: int = 200) -> bytes
             chosen = [k for k, t in enumerate(topology.bead_types) if t == kind]
             colour = SERIES[kinds.index(kind) % len(SERIES)]
             axis.scatter(*flat[chosen].T, s=size, color=colour, edgecolor="black", lw=0.8,
-                         zorder=2)  # fmt: skip
+                         zorder=2, clip_on=False)  # fmt: skip
         if len(topology) <= 16:
             for k, place in enumerate(flat):
                 dark = SERIES[kinds.index(topology.bead_types[k]) % len(SERIES)] != SERIES[4]

@@ -96,7 +96,7 @@ def write_report(
     if training:
         kept = {k: v for k, v in training.items() if not isinstance(v, (dict, list))}
         sections += ["<h2>Training settings</h2>", table(kept)]
-    write_page(path, title, lead, notes, cards, sections)
+    write_page(path, title, lead, notes, cards, sections, run)
 
 
 def comparison_sections(comparison: Comparison, labels: tuple[str, str]) -> list[str]:

@@ -353,18 +353,25 @@ def _structure(part: _Part, view: _View, observables: dict[str, tuple[np.ndarray
         ))  # fmt: skip
         part.record["rmsd_nm"] = float(np.nanmean(deviation))
         part.record["rmsd_to"] = what
-    if native is not None:
-        contacts = NativeContacts.of(native)
+    if native is not None and (contacts := _native_contacts(part, native)) is not None:
         flat = positions.reshape(-1, *positions.shape[2:])
         share = _masked(contacts.fraction(flat).reshape(shape), view.well)
         observables["native contacts Q"] = (share, "native contacts Q")
         drawn.append(figure(
-            plot_run.series(time, share, "fraction of native contacts Q"),
+            plot_run.series(time, share, "native contacts Q"),
             f"Fraction of the {len(contacts.pairs)} native contacts in time; mean "
             f"{np.nanmean(share):.3f}.", small=True,
         ))  # fmt: skip
         part.record["native_contacts"] = float(np.nanmean(share))
     part.sections += [heading("Structure"), row(drawn)]
+
+
+def _native_contacts(part: _Part, native: np.ndarray) -> NativeContacts | None:
+    try:
+        return NativeContacts.of(native)
+    except InputError as error:
+        part.notes.append(f"Native contacts are not shown: {error}.")
+        return None
 
 
 def _torsions(part: _Part, view: _View) -> None:
