@@ -70,9 +70,11 @@ def main() -> None:
         for name, model in models.items():
             run_file = folder / f"{chain}_{name.split()[0]}.h5"
             run_file.unlink(missing_ok=True)
-            run = cgml.Langevin(
-                model, reference.positions[0], copies=16 if quick else 128, friction=5.0,
-            ).run(run_file, ns=0.002 if quick else 0.06, interval=0.1 if quick else 0.25)  # fmt: skip
+            copies = cgml.Langevin(
+                model, reference.positions[0], copies=16 if quick else 128, friction=5.0
+            )
+            interval = 0.1 if quick else 0.25
+            run = copies.run(run_file, ns=0.002 if quick else 0.06, interval=interval)
             comparisons.setdefault(chain, {})[name] = [
                 cgml.compare(run, reference, torsions, temperature=TEMPERATURE,
                              discard_ps=0.2 if quick else 10.0)
