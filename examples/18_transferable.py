@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the files")
     parser.add_argument("--ns", type=float, default=4.0, help="of all atoms, of each chain")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="a small version, not converged")
     options = parser.parse_args()
     quick, folder = options.quick, options.output
@@ -71,10 +71,14 @@ def main() -> None:
             run_file = folder / f"{chain}_{name.split()[0]}.h5"
             run_file.unlink(missing_ok=True)
             copies = cgml.Langevin(
-                model, reference.positions[0], copies=16 if quick else 128, friction=5.0
+                model,
+                reference.positions[0],
+                copies=16 if quick else 64,
+                timestep=0.004,
+                friction=5.0,
             )
             interval = 0.1 if quick else 0.25
-            run = copies.run(run_file, ns=0.002 if quick else 0.06, interval=interval)
+            run = copies.run(run_file, ns=0.002 if quick else 0.04, interval=interval)
             comparisons.setdefault(chain, {})[name] = [
                 cgml.compare(run, reference, torsions, temperature=TEMPERATURE,
                              discard_ps=0.2 if quick else 10.0)
