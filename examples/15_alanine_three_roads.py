@@ -56,7 +56,7 @@ def main() -> None:
     matched = folder / "force_matching.pt"
     if not matched.exists():
         pmf = cgml.SumPMF(cgml.fit_prior(train), cgml.PMFS["cgnet"](train))
-        cgml.save_model(matched, cgml.fit(pmf, train, valid, epochs=3 if quick else 50))
+        cgml.save_model(matched, cgml.fit(pmf, train, valid, epochs=6 if quick else 50))
 
     # Road 2: the same frames without forces, by way of a density.
     flow_file, taught = folder / "density.flow", folder / "flow_matching.pt"
@@ -107,7 +107,8 @@ def simulated(
             copies=8 if options.quick else 64, exchange_interval=0.1, timestep=timestep,
             friction=5.0,
         )  # fmt: skip
-        simulation.run(path, ns=0.006 if options.quick else 0.1, interval=0.2)
+        simulation.run(path, ns=0.006 if options.quick else 0.1,
+                       interval=0.05 if options.quick else 0.2)  # fmt: skip
     run = cgml.read_run(path).at_temperature(300)
     return run.after(0.2 * float(run.time[-1]))
 

@@ -98,7 +98,7 @@ all_atom, all_atom_error = free_energy_profile(reference, 0, kt)
 figure, axes = plt.subplots(2, 1, figsize=(6.4, 5), layout="constrained", sharex=True,
                             height_ratios=[1, 2])  # fmt: skip
 for window in range(windows):
-    axes[0].hist(np.degrees(phi[window]), 120, (-180, 180), histtype="step", density=True,
+    axes[0].hist(np.degrees(phi[window]), 120, range=(-180, 180), histtype="step", density=True,
                  color=plt.cm.cividis(window / windows))  # fmt: skip
 axes[0].set_ylabel("density in the\nwindows (1/degree)")
 for x, values, two, colour, name in (
