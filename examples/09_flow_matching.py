@@ -34,7 +34,7 @@ def main() -> None:
     train, valid = replace(cgml.read_dataset(path), forces=None).split(0.9)
 
     result = cgml.fit_flow(
-        cgml.FLOWS["coupling"](train), train, valid, epochs=2 if options.quick else 30
+        cgml.FLOWS["coupling"](train), train, valid, epochs=2 if options.quick else 20
     )
     cgml.save_flow(options.output / "molecule.flow", result)
     print(f"log-likelihood of validation frames: {result.metrics['log_likelihood']:.2f} nats")
@@ -42,8 +42,8 @@ def main() -> None:
     student = cgml.distill(
         result.pmf.flow,
         "cgnet",
-        count=2000 if options.quick else 100_000,
-        epochs=2 if options.quick else 20,
+        count=2000 if options.quick else 60_000,
+        epochs=2 if options.quick else 15,
     )
     cgml.save_model(options.output / "student.pt", student.result)
     print(student.text())

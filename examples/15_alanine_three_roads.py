@@ -108,7 +108,7 @@ def simulated(
             friction=5.0,
         )  # fmt: skip
         simulation.run(path, ns=0.006 if options.quick else 0.1,
-                       interval=0.05 if options.quick else 0.2)  # fmt: skip
+                       interval=0.1 if options.quick else 0.2)  # fmt: skip
     run = cgml.read_run(path).at_temperature(300)
     return run.after(0.2 * float(run.time[-1]))
 

@@ -78,10 +78,10 @@ def main() -> None:
                 friction=5.0,
             )
             interval = 0.1 if quick else 0.25
-            run = copies.run(run_file, ns=0.002 if quick else 0.04, interval=interval)
+            run = copies.run(run_file, ns=0.002 if quick else 0.03, interval=interval)
             comparisons.setdefault(chain, {})[name] = [
                 cgml.compare(run, reference, torsions, temperature=TEMPERATURE,
-                             discard_ps=0.2 if quick else 10.0)
+                             discard_ps=0.2 if quick else 6.0)
                 for torsions in phi_psi(topology)
             ]  # fmt: skip
 
@@ -107,7 +107,7 @@ def all_atom(folder: Path, chain: str, options: argparse.Namespace) -> cgml.CGDa
             temperature=TEMPERATURE,
             mapping="core_beta",
             force_map="basic" if options.quick else "rotation",
-            interval=0.1 if options.quick else 0.5,
+            interval=0.1 if options.quick else 1.0,
             hydrogen_mass=3.0,
             timestep=0.004,
             equilibrate=1 if options.quick else 20,
@@ -197,7 +197,7 @@ def draw(path: Path, comparisons: dict, learned: tuple[str, ...]) -> None:
         axes[1, number].set_xlabel("φ (degrees)")
     axes[0, 0].set_ylabel("all atoms\nψ (degrees)")
     axes[1, 0].set_ylabel("one model for all\nψ (degrees)")
-    left.colorbar(image, ax=axes, label="free energy (kJ/mol)")
+    left.colorbar(image, ax=axes, label="free energy (kJ/mol)", shrink=0.7)
     axis = right.subplots()
     for place, models in enumerate(comparisons.values()):
         for name, several in models.items():
