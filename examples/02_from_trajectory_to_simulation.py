@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 import openmm_cgml as cgml
+from openmm_cgml import plot
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--output", type=Path, required=True, help="folder for the files")
@@ -55,3 +56,8 @@ comparison = cgml.compare(
     run, data / "reference.npz", [[0, 1, 2, 3], [1, 2, 3, 4]], temperature=300, discard_ps=1
 )
 print(f"JS* = {comparison.js_excess:.4f} ± {comparison.js_excess_error:.4f} nats")
+
+# 6. A picture: both free energies, and their difference.
+picture = plot.free_energy_maps(comparison, ("φ", "ψ"), "beads")
+(options.output / "free_energy.png").write_bytes(picture)
+print(options.output / "free_energy.png")

@@ -6,12 +6,19 @@ Needs the folder that example 02 writes: ``dataset.h5``, ``model.pt`` and ``simu
 import argparse
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
 import openmm_cgml as cgml
+from openmm_cgml.analysis import free_energy_profile
 from openmm_cgml.report import write_report
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--input", type=Path, required=True, help="folder that example 02 wrote")
-parser.add_argument("--output", type=Path, required=True, help="folder for report.html")
+parser.add_argument("--output", type=Path, required=True, help="folder for report and picture")
 parser.add_argument("--quick", action="store_true", help="leave out less of the start")
 options = parser.parse_args()
 options.output.mkdir(parents=True, exist_ok=True)
@@ -49,3 +56,25 @@ write_report(
     notes=["Starts come from reweighted data, so slow populations are partly borrowed."],
 )
 print(options.output / "report.html")
+
+# The picture: all three along both dihedrals, with bands of two standard errors.
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+one = comparisons["model"]
+samples = {
+    "reference": (one.reference, "#222222", "-"),
+    "training data": (comparisons["training data"].model, "#0072b2", "--"),
+    "model": (one.model, "#d55e00", "-"),
+}
+for which, axis in enumerate(axes):
+    for name, (sample, colour, dashes) in samples.items():
+        x = np.degrees(sample.centres())
+        values, error = free_energy_profile(sample, which, one.kt)
+        axis.plot(x, values, color=colour, ls=dashes, lw=1.4, label=name)
+        axis.fill_between(
+            x, values - 2 * error, values + 2 * error, color=colour, alpha=0.25, lw=0
+        )
+    axis.set(xlabel=f"{'φψ'[which]} (degrees)", xticks=range(-180, 181, 90), ylim=(-1, 32))
+axes[0].set_ylabel("free energy (kJ/mol)")
+axes[1].legend(frameon=False)
+figure.savefig(options.output / "profiles.png", dpi=100)
+print(options.output / "profiles.png")

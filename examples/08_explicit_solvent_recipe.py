@@ -9,7 +9,7 @@ script is started again, so a queue with a time limit (--seconds) does no harm.
 
 The first is capped alanine, one metadynamics run along phi and psi; the second capped tri-alanine,
 five unbiased runs, which `cgml data` can join. Chains are built from the package's residue; --pdb
-takes any other solute.
+takes any other solute. The picture shows where each run went, and what it has found so far.
 """
 
 import argparse
@@ -18,6 +18,10 @@ import logging
 from importlib import resources
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import openmm
 from openmm import app
@@ -68,13 +72,12 @@ def main() -> None:
     platform = options.platform
     if options.quick:
         water, settings, ns, platform = water | QUICK_WATER, settings | QUICK, 0.0002, "CPU"
-    bias: dict = {"method": options.method}
+    middle = 2 + (options.residues - 1) // 2
+    chosen = ("phi", "psi") if options.pdb else (f"phi:{middle}", f"psi:{middle}")
+    bias: dict = {"method": options.method, "variables": chosen}  # unbiased: only recorded
     if options.method == "metadynamics":
         # Hills are 1 kJ/mol every 2 ps: slower than without water, whose relaxation they outrun.
-        deposit = 0.08 if options.quick else 2.0
-        middle = 2 + (options.residues - 1) // 2
-        chosen = ("phi", "psi") if options.pdb else (f"phi:{middle}", f"psi:{middle}")
-        bias |= {"variables": chosen, "bias_factor": 6.0, "deposit": deposit}
+        bias |= {"bias_factor": 6.0, "deposit": 0.08 if options.quick else 2.0}
 
     solute = options.pdb or write_chain(options.output / "solute.pdb", options.residues)
     finished = []
@@ -94,6 +97,7 @@ def main() -> None:
         finished.append(run.finished)
         if run.finished:
             describe(run)
+            draw(Path(run.output).with_suffix(".png"), run.dataset())
     if not all(finished):
         print("start the same command again to go on")
 
@@ -144,6 +148,28 @@ def describe(run) -> None:
         "effective_samples": round(run.effective_samples, 1),
     }
     print(json.dumps(record))
+
+
+def draw(path: Path, dataset: cgml.CGDataset) -> None:
+    """Draw the run's way over both variables, and the free energy along the first."""
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
+    points = np.degrees(dataset.variables)
+    share = np.linspace(0, 100, len(points))
+    image = axes[0].scatter(*points.T, 6, share, cmap="cividis")
+    figure.colorbar(image, ax=axes[0], label="time (% of the run)")
+    names = [f"{name} (degrees)" for name in dataset.variable_names]
+    axes[0].set(xlabel=names[0], ylabel=names[1], xlim=(-180, 180), ylim=(-180, 180))
+    axes[0].set(xticks=range(-180, 181, 90), yticks=range(-180, 181, 90), aspect="equal")
+    found = cgml.free_energy_surface(
+        dataset.variables[:, 0], temperature=dataset.temperature, weights=dataset.weights,
+        bins=[np.linspace(-np.pi, np.pi, 31)], blocks=min(10, len(dataset)),
+    )  # fmt: skip
+    x, y, e = np.degrees(found.centres[0]), found.values, np.nan_to_num(found.errors)
+    axes[1].plot(x, y, "o-", ms=3, color="#0072b2")
+    axes[1].fill_between(x, y - 2 * e, y + 2 * e, color="#0072b2", alpha=0.25, lw=0)
+    axes[1].set(xlabel=names[0], ylabel="free energy (kJ/mol)", xticks=range(-180, 181, 90))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

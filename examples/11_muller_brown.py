@@ -216,6 +216,13 @@ class Reweighted:
         with np.errstate(divide="ignore"):
             return -np.log(counts / np.diff(edges))
 
+    def errors(self, edges: np.ndarray) -> np.ndarray:
+        """Return standard errors of the profile; nan where no sample was."""
+        counts = np.histogram(self.x, edges, weights=self.weights)[0]
+        squares = np.histogram(self.x, edges, weights=self.weights**2)[0]
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(squares) / counts
+
 
 def reweight(density: Density, energy, count: int, seed: int = 0) -> Reweighted:
     """Weigh samples of a density by exp(-U): w = exp(-U) / q."""
@@ -268,9 +275,13 @@ def draw(path: Path, truth: Exact, densities: dict, found: dict) -> None:
     edges = np.linspace(12, 48, 73)
     centres = 0.5 * (edges[1:] + edges[:-1])
     for (q, u), result in found.items():
-        profile = result.profile(edges)
-        axes[1].plot(centres, profile - profile.min(), color=styles[q][0], ls=styles[u][1],
-                     lw=1.4, label=f"density {q}, PMF {u}")  # fmt: skip
+        profile, error = result.profile(edges), result.errors(edges)
+        profile = profile - profile.min()
+        axes[1].plot(centres, profile, color=styles[q][0], ls=styles[u][1], lw=1.4,
+                     label=f"density {q}, PMF {u}")  # fmt: skip
+        axes[1].fill_between(
+            centres, profile - 2 * error, profile + 2 * error, color=styles[q][0], alpha=0.2, lw=0
+        )
     axes[0].set(ylabel="free energy / kT", title="what the frames show", xlabel="x")
     axes[1].set(title="reweighted", xlabel="x")
     for axis in axes:

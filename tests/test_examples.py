@@ -2,15 +2,19 @@
 
 import itertools
 import json
+import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.image as mpimg
 import mdtraj
 import numpy as np
 import pytest
+
+import openmm_cgml as cgml
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -31,6 +35,13 @@ def road(tmp_path_factory) -> Path:
     return folder
 
 
+def drawn(path: Path) -> None:
+    """A picture is there that a page can show, and it is not empty."""
+    image = mpimg.imread(path)[..., :3]
+    assert image.shape[1] >= 500 and path.stat().st_size < 400_000
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20  # curves, not only a frame
+
+
 def test_examples_are_numbered_and_all_run_here():
     names = sorted(path.name[:2] for path in EXAMPLES.glob("*.py"))
     called = set(re.findall(r'run\("(\d\d)"', Path(__file__).read_text(encoding="utf-8")))
@@ -39,19 +50,28 @@ def test_examples_are_numbered_and_all_run_here():
 
 def test_add_force_to_openmm_script(road, tmp_path, capsys):
     run("01", "--input", road, "--output", tmp_path)
-    assert "largest force of the PMF on the gas: 0 kJ/mol/nm" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "largest force of the PMF on the gas: 0 kJ/mol/nm" in said
     assert len((tmp_path / "energies.csv").read_text().splitlines()) == 21
+    # Some ten independent samples of a restraint (spread 0.8 of its mean) and of 100 atoms.
+    found = dict(re.findall(r"mean (restraint|kinetic) energy.*: ([\d.]+) kJ/mol;", said))
+    assert abs(float(found["restraint"]) - 3.74) < 4
+    assert float(found["kinetic"]) == pytest.approx(3.74, rel=0.12)
+    drawn(tmp_path / "energies.png")
 
 
 def test_from_trajectory_to_simulation(road):
-    assert {p.name for p in road.iterdir()} == {"dataset.h5", "model.pt", "simulation.h5"}
+    files = {"dataset.h5", "model.pt", "simulation.h5", "free_energy.png"}
+    assert {p.name for p in road.iterdir()} == files
+    drawn(road / "free_energy.png")
 
 
 def test_your_own_map(tmp_path, capsys):
     run("03", "--output", tmp_path)
     rows = re.findall(r"(\d+) +([\d.]+) +([\d.]+) +([\d.]+)\n", capsys.readouterr().out)
     assert len(rows) == 3 and len(list(tmp_path.glob("*.h5"))) == 9
-    assert (tmp_path / "map.png").stat().st_size > 10_000
+    drawn(tmp_path / "map.png")
+    drawn(tmp_path / "forces.png")
     assert all(float(c) <= float(b) < float(a) for _, a, b, c in rows)
 
 
@@ -61,6 +81,7 @@ def test_compare_with_reference(road, tmp_path, capsys):
     # The reweighted training data are close to the reference, a model of two epochs is not.
     assert abs(float(printed[0])) < 0.01 < float(printed[1])
     assert "Training" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    drawn(tmp_path / "profiles.png")
 
 
 def test_flow_matching(road, tmp_path, capsys):
@@ -68,7 +89,9 @@ def test_flow_matching(road, tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"flow and PMF: [\d,]+ of 20,000 samples effective", said)
     assert float(re.search(r"training data: ([\d.]+)%", said)[1]) < 50
-    assert {p.name for p in tmp_path.iterdir()} == {"molecule.flow", "student.pt", "run.h5"}
+    files = {"molecule.flow", "student.pt", "run.h5", "flow.png"}
+    assert {p.name for p in tmp_path.iterdir()} == files
+    drawn(tmp_path / "flow.png")
 
 
 def test_folding(tmp_path, capsys):
@@ -90,6 +113,7 @@ def test_folding(tmp_path, capsys):
             -1
         ].keys()
     assert times[0]["student_1.pt"] == times[1]["student_1.pt"]
+    drawn(tmp_path / "out" / "folding.png")
 
 
 def test_metadynamics(road, tmp_path, capsys):
@@ -97,6 +121,7 @@ def test_metadynamics(road, tmp_path, capsys):
     said = capsys.readouterr().out
     assert float(re.search(r"phi > 0, biased: ([\d.]+)", said)[1]) >= 0
     assert {p.name for p in tmp_path.iterdir()} == {"run.h5", "free_energy.png"}
+    drawn(tmp_path / "free_energy.png")
 
 
 def test_replica_exchange(road, tmp_path, capsys):
@@ -109,6 +134,7 @@ def test_replica_exchange(road, tmp_path, capsys):
     assert int(re.search(r"round trips: (\d+)", said)[1]) > 0
     assert len(re.findall(r"free energy of phi > 0, .+: \S+ ± \S+ kJ/mol", said)) == 3
     assert {p.name for p in tmp_path.iterdir()} == {"run.h5", "free_energy.png"}
+    drawn(tmp_path / "free_energy.png")
 
 
 def test_reference_data(tmp_path, capsys):
@@ -117,7 +143,8 @@ def test_reference_data(tmp_path, capsys):
     assert re.search(r"metadynamics.h5: 20 frames, \d+ ns/day", said)
     assert re.search(r"own.h5: 20 frames, force RMS \d+ kJ/mol/nm", said)
     run("07", "--output", tmp_path)  # complete, and says so
-    assert {p.name for p in tmp_path.iterdir()} == {"metadynamics.h5", "own.h5"}
+    assert {p.name for p in tmp_path.iterdir()} == {"metadynamics.h5", "own.h5", "data.png"}
+    drawn(tmp_path / "data.png")
 
 
 def test_explicit_solvent_recipe(tmp_path, capsys):
@@ -125,6 +152,7 @@ def test_explicit_solvent_recipe(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "metadynamics_0.h5: 5 of 5 frames" in said
     assert '"beads": 5, "solute_atoms": 22' in said
+    drawn(tmp_path / "metadynamics_0.png")
 
 
 @pytest.mark.slow
@@ -134,28 +162,61 @@ def test_explicit_solvent_recipe_of_a_chain(tmp_path, capsys):
 
 
 def test_slurm_job(road, tmp_path, capsys):
-    """The script's shell is valid; what it starts on many processes runs in one."""
-    script = EXAMPLES / "slurm" / "remd.sh"
-    subprocess.run(["bash", "-n", script], check=True)
-    options = re.findall(r"--[a-z]+", script.read_text(encoding="utf-8").partition("/remd.py")[2])
-    assert options == ["--input", "--output", "--ns", "--seconds"]
+    """What the job starts on many processes runs in one."""
     run("slurm/remd.py", "--input", road, "--output", tmp_path, "--ns", 1, "--seconds", 600)
     assert capsys.readouterr().out.splitlines()[-1] == "8 frames of 16 copies, finished"
-    assert {p.name for p in tmp_path.iterdir()} == {"run.h5"}
+    assert {p.name for p in tmp_path.iterdir()} == {"run.h5", "run.png"}
+    drawn(tmp_path / "run.png")
+
+
+def test_slurm_script_in_a_queue(tmp_path):
+    """With stand-ins for SLURM's commands: what each machine is told to run."""
+    script = EXAMPLES / "slurm" / "remd.sh"
+    for name, text in (("scontrol", "echo node7; echo node8"), ("srun", 'printf "%s\\n" "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    queue = {
+        "SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_SUBMIT_DIR": str(script.parent), "PATH": f"{tmp_path}:/usr/bin:/bin",
+    }  # fmt: skip
+    said = subprocess.run(["bash", script, "in", "out"], env=queue, check=True,
+                          capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+    assert said[:2] == ["--kill-on-bad-exit=1", "torchrun"]
+    assert "--rdzv-endpoint=node7:23456" in said and "--nnodes=2" in said
+    program = said.index(str(script.parent / "remd.py"))
+    assert said[program + 1 :] == [
+        "--input", "in", "--output", "out", "--ns", "100", "--seconds", "13800",
+    ]  # fmt: skip
+    assert subprocess.run(["bash", script], capture_output=True).returncode != 0  # no folders
+
+
+@pytest.mark.slow
+def test_slurm_script_rehearses(road, tmp_path):
+    """Outside of a queue: the same program in two processes, which share one run."""
+    script = EXAMPLES / "slurm" / "remd.sh"
+    beside = str(Path(sys.executable).parent)
+    paths = {
+        "PATH": f"{beside}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{EXAMPLES.parent}:{os.environ.get('PYTHONPATH', '')}",
+    }
+    said = subprocess.run(["bash", script, road, tmp_path], env={**os.environ, **paths},
+                          check=True, capture_output=True, text=True).stdout  # fmt: skip
+    assert "8 frames of 16 copies, finished" in said
+    drawn(tmp_path / "run.png")
 
 
 def test_muller_brown(tmp_path, capsys):
     run("11", "--output", tmp_path / "free.png")
     shares = re.findall(r"PMF of \w+ ones: ([\d.]+)", capsys.readouterr().out)
     assert len(shares) == 4 and all(0.001 < float(share) < 0.2 for share in shares)
-    assert (tmp_path / "free.png").stat().st_size > 20_000
+    drawn(tmp_path / "free.png")
 
 
 def test_all_the_way_back(tmp_path, capsys):
     run("12", "--output", tmp_path)
     said = capsys.readouterr().out
     assert "4 of 4 run freely" in said and "80 structures" in said
-    assert (tmp_path / "back.png").stat().st_size > 10_000
+    drawn(tmp_path / "back.png")
 
 
 def test_protein_backmapping(tmp_path, capsys):
@@ -169,6 +230,7 @@ def test_protein_backmapping(tmp_path, capsys):
     assert found["structures"] == 80 and found["bead_error"] < 1e-6
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"planes.png", "entropy.png", "atoms.dcd", "atoms.pdb", "protein.flow"} <= names
+    drawn(tmp_path / "out" / "entropy.png")
 
 
 def test_bilayer_backmapping(tmp_path, capsys):
@@ -194,3 +256,57 @@ def test_bilayer_backmapping(tmp_path, capsys):
     assert found["bead_error"] < 1e-6 and set(found["clashes_by_candidates"]) == {"1", "2"}
     boxed = mdtraj.load(tmp_path / "out" / "bilayer.dcd", top=tmp_path / "out" / "bilayer.pdb")
     assert boxed.n_atoms == 96 and np.allclose(boxed.unitcell_lengths, 2.0)
+    drawn(tmp_path / "out" / "tails.png")
+
+
+def test_alanine_three_roads(tmp_path, capsys):
+    times = []
+    for _ in range(2):
+        run("15", "--output", tmp_path)
+        times.append((tmp_path / "flow_matching.pt").stat().st_mtime_ns)
+    assert times[0] == times[1]  # what is there is not made again
+    found = json.loads((tmp_path / "summary.json").read_text())
+    roads = ("force matching", "flow-matching", "Boltzmann generator")
+    # Worse than converged models (0.01); as few frames spread evenly over the plane: 0.6.
+    assert all(0 < found[road]["js_excess"] < 0.5 for road in roads)
+    assert found["Boltzmann generator"]["js_excess"] < 0.35
+    assert found["effective_samples"] > 10
+    assert len(re.findall(r"JS\* [\d.]+ ± [\d.]+ nats", capsys.readouterr().out)) == 6
+    drawn(tmp_path / "roads.png")
+
+
+def test_choosing_a_map(tmp_path, capsys):
+    run("16", "--output", tmp_path)
+    for ranking in json.loads((tmp_path / "ranking.json").read_text()):
+        # Beads at one end say little about the other, by every estimate.
+        for kind in ("data", "model"):
+            values = {name: one[kind]["mean"] for name, one in ranking.items()}
+            assert values["one end"] > values["backbone"] + 5
+    assert capsys.readouterr().out.count("5 beads") == 4
+    drawn(tmp_path / "ranking.png")
+
+
+def test_umbrella_sampling(road, tmp_path, capsys):
+    run("17", "--input", road, "--output", tmp_path)
+    table = np.loadtxt(tmp_path / "free_energy.csv", delimiter=",")
+    assert table.shape == (60, 3) and np.nanmin(table[:, 1]) == 0
+    assert np.isfinite(table[:, 1]).sum() >= 58  # windows are everywhere, barriers included
+    assert 5 < np.nanmax(table[:, 1]) < 120
+    assert re.search(r"phi > 0: -?[\d.]+ ± [\d.]+ kJ/mol", capsys.readouterr().out)
+    drawn(tmp_path / "free_energy.png")
+
+
+def test_transferable(tmp_path, capsys):
+    run("18", "--output", tmp_path)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert {name.partition(", ")[0] for name in found} == {"A", "AG", "GA"}
+    assert {"GA, prior alone", "GA, own model", "GA, one model for all"} <= set(found)
+    assert all(0 < one["js_excess"] < 0.69 for one in found.values())
+    # The model knows what it learned by name, and any chain of these types by its beads.
+    learned = cgml.read_dataset(tmp_path / "AG.h5")
+    energies = [
+        cgml.load_model(tmp_path / "shared.pt", one).energies(learned.positions[:3])
+        for one in ("AG", learned.topology)
+    ]
+    assert np.allclose(*energies) and np.ptp(energies[0]) > 0
+    drawn(tmp_path / "transferable.png")

@@ -9,6 +9,10 @@
 #
 #     for k in 1 2 3 4; do sbatch --dependency=singleton remd.sh FOLDER OUTPUT_FOLDER; done
 #
+# Outside of a queue it rehearses: the small version, in two processes on the CPUs of this machine:
+#
+#     bash remd.sh FOLDER OUTPUT_FOLDER
+#
 #SBATCH --job-name=remd
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1     # one torchrun a machine, which starts a process for each GPU
@@ -27,6 +31,11 @@ here=${SLURM_SUBMIT_DIR:-.}     # sbatch runs a copy of this file: remd.py is wh
 seconds=$((4 * 3600 - 600))
 
 export OMP_NUM_THREADS=1
+
+if [[ -z "${SLURM_JOB_ID:-}" ]]; then
+    exec torchrun --standalone --nproc-per-node=2 \
+        "$(dirname "$0")/remd.py" --input "$input" --output "$output" --quick
+fi
 
 # Processes meet at the first machine.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
