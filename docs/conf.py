@@ -29,6 +29,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say types where they matter, and shapes and units
 napoleon_google_docstring = True
 napoleon_use_ivar = True
+napoleon_use_param = False  # "first, second: (...)" stays one entry
 
 # Every reference must lead somewhere. Only types of other packages, and words that napoleon takes
 # for types, have no page here.

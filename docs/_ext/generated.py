@@ -55,7 +55,14 @@ def _command(name: str, command: Any) -> str:
     for option in options:
         names = ", ".join(f"`{o}`" for o in [*option.opts, *option.secondary_opts])
         lines.append(f"| {names} | {_text(option)} | {_default(option)} |")
+    lines += ["", *_examples(command)]
     return "\n".join([*lines, "", ""])
+
+
+def _examples(command: Any) -> list[str]:
+    epilog = (getattr(command, "epilog", None) or "").replace("\b", "")
+    shown = [line.strip() for line in epilog.splitlines() if line.strip().startswith("cgml ")]
+    return ["```text", *shown, "```"] if shown else []
 
 
 def _usage(argument: Any) -> str:

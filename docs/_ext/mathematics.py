@@ -4,7 +4,8 @@ Without latex2mathml the pages take MathJax from its server, which is Sphinx's o
 """
 
 import re
-from html import escape
+import unicodedata
+from html import escape, unescape
 from typing import Any
 
 from docutils import nodes
@@ -26,11 +27,42 @@ def to_mathml(latex: str, display: str) -> str:
     """The formula as a ``math`` element, LaTeX kept as its alternative text."""
     from latex2mathml.converter import convert
 
-    # What latex2mathml writes for these is not what LaTeX does.
-    latex = re.sub(r"\\(?:textstyle|displaystyle)\b", "", latex)
-    latex = latex.replace(r"\lVert", r"\|").replace(r"\rVert", r"\|")
+    for pattern, plain in _PLAINER:
+        latex = re.sub(pattern, plain, latex)
     element = convert(latex.strip(), display=display)
+    element = re.sub(r'<(m[in]) mathvariant="([a-z-]+)">([^<]*)</\1>', _letters, element)
     return element.replace("<math ", f'<math alttext="{escape(latex.strip(), quote=True)}" ', 1)
+
+
+# What latex2mathml does not read as LaTeX does, and the same that it does read.
+_PLAINER = (
+    (r"\\(?:textstyle|displaystyle)\b", ""),
+    (r"\\[lr]Vert\b", r"\\|"),
+    (r"(\\[Bb]igg?[lr]?)\s*\\langle\b", r"\1⟨"),
+    (r"(\\[Bb]igg?[lr]?)\s*\\rangle\b", r"\1⟩"),
+    (r"\\mathrm\{([A-Za-z]+)\}", r"\\text{\1}"),
+    (r"([_^])(\\(?:mathrm|mathsf|mathbf|text)\{[^{}]*\})", r"\1{\2}"),
+)
+
+
+def _letters(match: re.Match[str]) -> str:
+    """Letters of another style are characters of their own: browsers ignore the attribute."""
+    tag, variant, text = match.groups()
+    if variant == "normal":
+        return match.group(0)  # the one that they know
+    return f"<{tag}>{''.join(_styled(one, variant) for one in unescape(text))}</{tag}>"
+
+
+def _styled(letter: str, variant: str) -> str:
+    plain = unicodedata.name(letter, "").replace(" LETTER", "")
+    plain = plain.removeprefix("LATIN ").removeprefix("GREEK ")
+    style = variant.upper().replace("BOLD-", "BOLD ").replace("SANS-SERIF-", "SANS-SERIF ")
+    for name in (f"MATHEMATICAL {style} {plain}", f"{style} {plain}"):
+        try:
+            return unicodedata.lookup(name)
+        except KeyError:
+            pass
+    return letter
 
 
 def _inline(translator: Any, node: nodes.math) -> None:
