@@ -24,6 +24,7 @@ extensions = [
 exclude_patterns = ["_ext"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
+smartquotes = False  # "--option" is no dash
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say types where they matter, and shapes and units

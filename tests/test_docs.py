@@ -5,6 +5,7 @@ files that they read. `SMALLER` (Python) and `LIGHTER` (commands) are all that i
 options that only cost time. Of the shell's lines all are run but those that `NOT_RUN` names.
 """
 
+import ast
 import re
 import runpy
 import shlex
@@ -35,11 +36,13 @@ SMALLER = {
     "--copies 100": "--copies 10",
     "--seconds 60": "--seconds 2",
     "step(1000)": "step(10)",
+    "run[name])  #": "run[name][::10])  #",
 }
 
 
 # Of each command: options that are set to this, whether the page gives them or not.
-LIGHTER = {
+LIGHTER: dict[str, dict[str, str | None]] = {
+    "quickstart": {"--quick": None},
     "reference": {"--ns": "0.005", "--equilibrate": "1", "--calibrate": "50"},
     "train": {"--epochs": "1"},
     "flow train": {"--epochs": "1"},
@@ -116,7 +119,7 @@ def files(trajectory, dataset, model, data, tmp_path_factory) -> Path:
     for name in ("demo/dataset.h5", "dataset.h5", "reference.h5"):
         dataset.save(folder / name)
     cgml.Langevin(model, dataset, copies=4).run(folder / "cg.h5", steps=2500)
-    cgml.ReplicaExchange(model, dataset, [300, 420], copies=2).run(folder / "remd.h5", steps=2500)
+    cgml.ReplicaExchange(model, dataset, [300, 420], copies=4).run(folder / "remd.h5", steps=2500)
     _more_models(folder, dataset)
     _of_other_programs(folder, dataset)
     _bilayer(folder)
@@ -217,6 +220,9 @@ def lighter(line: str) -> list[str]:
     words = shlex.split(line, comments=True)[1:]
     options = next((LIGHTER[c] for c in (" ".join(words[:2]), words[0]) if c in LIGHTER), {})
     for option, value in options.items():
+        if value is None:  # a flag
+            words += [option] * (option not in words)
+            continue
         short = {"--number": "-n"}.get(option, option)
         for name in {option, short}:
             if name in words:
@@ -248,7 +254,7 @@ def test_commands_run(page, workplace):
             if any(line.startswith(known) for known in NOT_RUN):
                 continue
             elif line.startswith("cgml "):
-                code = app(lighter(line), standalone_mode=False)
+                code = app(lighter(line), prog_name="cgml", standalone_mode=False)
                 # 3: the numbers are not to be trusted, which is right of so short a run.
                 assert not code or (code == 3 and "reweight" in line), f"{line}: exit code {code}"
             else:
@@ -359,3 +365,34 @@ def test_file_keys_are_documented(files):
             assert f"`{key}`" in text, f"{name}: {key}"
     for key in cgml.read_run(files / "cg.h5").info:
         assert f"`{key}`" in text, key
+
+
+def messages() -> set[str]:
+    """Every text in the package, a field of an f-string as …, spaces joined."""
+
+    def text(node: ast.expr) -> str:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return node.value.replace("{{", "{").replace("}}", "}")
+        if isinstance(node, ast.JoinedStr):
+            return "".join(text(part) for part in node.values)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return text(node.left) + text(node.right)
+        return "…"
+
+    return {
+        re.sub(r"%[-.\d]*[a-z](?![a-z])", "…", " ".join(text(node).split()))
+        for path in Path(cgml.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))
+    }
+
+
+def test_quoted_messages_are_in_the_source():
+    known = messages()
+    quoted = blocks(ROOT / "docs" / "troubleshooting.md", "text")
+    assert len(quoted) >= 25
+    for message in quoted:
+        pieces = [re.escape(piece) for piece in " ".join(message.split()).split("…")]
+        pattern = re.compile(".*?".join(pieces))
+        assert any(pattern.search(text) for text in known), message
+        assert len(max(pieces, key=len)) > 12, f"{message}: says too little to be found"

@@ -36,10 +36,10 @@ def to_mathml(latex: str, display: str) -> str:
 
 # What latex2mathml does not read as LaTeX does, and the same that it does read.
 _PLAINER = (
-    (r"\\(?:textstyle|displaystyle)\b", ""),
-    (r"\\[lr]Vert\b", r"\\|"),
-    (r"(\\[Bb]igg?[lr]?)\s*\\langle\b", r"\1⟨"),
-    (r"(\\[Bb]igg?[lr]?)\s*\\rangle\b", r"\1⟩"),
+    (r"\\(?:textstyle|displaystyle)(?![A-Za-z])", ""),
+    (r"\\[lr]Vert(?![A-Za-z])", r"\\|"),
+    (r"(\\[Bb]igg?[lr]?)\s*\\langle(?![A-Za-z])", r"\1⟨"),
+    (r"(\\[Bb]igg?[lr]?)\s*\\rangle(?![A-Za-z])", r"\1⟩"),
     (r"\\mathrm\{([A-Za-z]+)\}", r"\\text{\1}"),
     (r"([_^])(\\(?:mathrm|mathsf|mathbf|text)\{[^{}]*\})", r"\1{\2}"),
 )
