@@ -1,9 +1,11 @@
 """README and docs/ say nothing that is not so: their code runs, what they name exists.
 
 Blocks are run as they stand, in the order of the page and in one namespace, in a folder with the
-files that they read. `SMALLER` is all that is changed in them: lengths that only cost time.
+files that they read. `SMALLER` (Python) and `LIGHTER` (commands) are all that is changed in them:
+options that only cost time. Of the shell's lines all are run but those that `NOT_RUN` names.
 """
 
+import ast
 import re
 import runpy
 import shlex
@@ -34,7 +36,45 @@ SMALLER = {
     "--copies 100": "--copies 10",
     "--seconds 60": "--seconds 2",
     "step(1000)": "step(10)",
+    "run[name])  #": "run[name][::10])  #",
 }
+
+
+# Of each command: options that are set to this, whether the page gives them or not.
+LIGHTER: dict[str, dict[str, str | None]] = {
+    "quickstart": {"--quick": None},
+    "reference": {"--ns": "0.005", "--equilibrate": "1", "--calibrate": "50"},
+    "train": {"--epochs": "1"},
+    "flow train": {"--epochs": "1"},
+    "flow split": {"--epochs": "1"},
+    "distill": {"--epochs": "1", "--count": "2000"},
+    "simulate": {"--ns": "0.002", "--copies": "10"},
+    "remd": {"--ns": "0.002", "--copies": "8"},
+    "benchmark": {"--seconds": "2"},
+    "reweight": {"--samples": "2000"},
+    "backmap": {"--number": "1", "--stride": "20"},
+    "entropy": {"--stride": "50"},
+    "analyze": {"--discard": "0"},
+}
+
+# Lines of the shell that no test of this file runs, and why.
+NOT_RUN = {
+    "cgml reference molecule.pdb -o solution.h5": "minutes of explicit solvent; test_examples.py",
+    "pip install": "installs from PyPI; tests/test_packaging.py looks at what is required",
+    "make ": "is how the tests themselves are run",
+    "python -m benchmarks": "tests/test_benchmarks.py runs every quick version",
+    "python examples/": "tests/test_examples.py runs every script",
+    "torchrun ": "starts processes; tests/test_parallel.py and test_train_ranks.py do",
+    "srun ": "needs SLURM",
+    "sbatch ": "needs SLURM",
+    "for k in 1 2 3 4; do sbatch": "needs SLURM",
+}
+
+# Pages whose commands and Python go on from each other; the others' stand by themselves.
+INTERTWINED = {"docs/tutorial.md", "docs/howto_protein.md", "docs/howto_network.md"}
+
+# More than some seconds each, together more than the fast tests may take.
+SLOW: set[str] = set()
 
 
 def names(pages: list[Path]) -> list[str]:
@@ -79,7 +119,60 @@ def files(trajectory, dataset, model, data, tmp_path_factory) -> Path:
     for name in ("demo/dataset.h5", "dataset.h5", "reference.h5"):
         dataset.save(folder / name)
     cgml.Langevin(model, dataset, copies=4).run(folder / "cg.h5", steps=2500)
+    cgml.ReplicaExchange(model, dataset, [300, 420], copies=4).run(folder / "remd.h5", steps=2500)
+    _more_models(folder, dataset)
+    _of_other_programs(folder, dataset)
+    _bilayer(folder)
     return folder
+
+
+def _more_models(folder: Path, dataset) -> None:
+    """Flows, models beside the first one, and datasets beside the first one."""
+    train, valid = dataset.split(0.9)
+    flow = cgml.FLOWS["coupling"](train)
+    cgml.save_flow(folder / "molecule.flow", cgml.fit_flow(flow, train, valid, epochs=1))
+    for name in ("first.pt", "second.pt", "third.pt"):
+        shutil.copy(folder / "molecule.pt", folder / name)
+    valid.save(folder / "validation.h5")
+    dataset.select(slice(0, 1000)).save(folder / "one.h5")
+    dataset.select(slice(1000, None)).save(folder / "other.h5")
+    cgml.save_model(folder / "second.pt", cgml.fit_prior(train), train)
+    (folder / "reference.npz").write_bytes(
+        (Path(cgml.__file__).parent / "data" / "quickstart" / "reference.npz").read_bytes()
+    )
+
+
+def _of_other_programs(folder: Path, dataset) -> None:
+    """Beads as arrays of mlcg and cgnet, and as a trajectory with a PDB file."""
+    import mdtraj
+
+    angstrom, kcal = 10 * dataset.positions[:400], dataset.forces[:400] / 41.84
+    np.save(folder / "mol_cg_coords.npy", angstrom)
+    np.save(folder / "mol_cg_forces.npy", kcal)
+    np.save(folder / "mol_cg_embeds.npy", np.array([1, 2, 3, 1, 2]))
+    np.save(folder / "coords.npy", angstrom)
+    np.save(folder / "Fs.npy", kcal)
+    top = mdtraj.Topology()
+    chain = top.add_chain()
+    for name in dataset.topology.bead_names:
+        element = mdtraj.element.get_by_symbol(name[0])
+        top.add_atom(name, element, top.add_residue("ALA", chain))
+    beads = mdtraj.Trajectory(dataset.positions[:100], top)
+    beads[0].save_pdb(str(folder / "beads.pdb"))
+    beads[0].save_pdb(str(folder / "mol_cg_structure.pdb"))
+    beads.save_xtc(str(folder / "run.xtc"))
+
+
+def _bilayer(folder: Path) -> None:
+    """Six lipids that tremble, with springs' forces."""
+    import mdtraj
+
+    structure = ROOT / "tests" / "data" / "structures" / "bilayer.pdb"
+    shutil.copy(structure, folder)
+    lipids = mdtraj.load(structure)
+    shifts = np.random.default_rng(0).normal(0, 0.005, (60, lipids.n_atoms, 3))
+    mdtraj.Trajectory(lipids.xyz + shifts, lipids.topology).save_dcd(str(folder / "bilayer.dcd"))
+    np.save(folder / "bilayer_forces.npy", (-shifts * 2.6 / 0.005**2).astype(np.float32))
 
 
 @pytest.fixture
@@ -90,33 +183,109 @@ def workplace(files, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", names([p for p in PAGES if blocks(p, "python")]))
+def script_of(text: str, place: Path, number: int) -> str:
+    """A block as a file: TorchScript reads classes' sources."""
+    script = place / f"block{number}.py"
+    script.write_text(smaller(text), encoding="utf-8")
+    return str(script)
+
+
+def pages_with(*languages: str) -> list:
+    return [
+        pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW))
+        for page in names([p for p in PAGES if any(blocks(p, one) for one in languages)])
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in pages_with("python") if p.values[0] not in INTERTWINED]
+)
 def test_python_runs(page, workplace):
     if page == "README.md":
         (workplace / "cg.h5").unlink()  # its own run writes it, and never over another
     namespace: dict = {}
     for number, block in enumerate(blocks(ROOT / page, "python")):
-        script = workplace / f"block{number}.py"  # a file: TorchScript reads classes' sources
-        script.write_text(smaller(block), encoding="utf-8")
-        namespace = runpy.run_path(str(script), init_globals=namespace, run_name="page")
+        script = script_of(block, workplace, number)
+        namespace = runpy.run_path(script, init_globals=namespace, run_name="page")
 
 
-def test_shell_runs(workplace):
-    (workplace / "cg.h5").unlink()
+def shell_lines(block: str) -> list[str]:
+    """The commands of a block, without comments; a line that ends in a backslash goes on."""
+    lines = re.sub(r"\\\n\s*", "", block).splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def lighter(line: str) -> list[str]:
+    """The words of a command after ``cgml``, with less work to do."""
+    words = shlex.split(line, comments=True)[1:]
+    options = next((LIGHTER[c] for c in (" ".join(words[:2]), words[0]) if c in LIGHTER), {})
+    for option, value in options.items():
+        if value is None:  # a flag
+            words += [option] * (option not in words)
+            continue
+        short = {"--number": "-n"}.get(option, option)
+        for name in {option, short}:
+            if name in words:
+                at = words.index(name)
+                if float(words[at + 1]) > float(value) or option == "--stride":
+                    words[at + 1] = value
+                break
+        else:
+            words += [option, value]
+    return words
+
+
+@pytest.mark.parametrize("page", pages_with("bash"))
+def test_commands_run(page, workplace):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for written in ("cg.h5", "remd.h5"):
+        if f"-o {written}" in "".join(blocks(ROOT / page, "bash")):
+            (workplace / written).unlink()  # its own run writes it, and never over another
+    namespace: dict = {}
+    for number, (language, block) in enumerate(
+        re.findall(r"^```(bash|python)\n(.*?)^```", text, re.M | re.S)
+    ):
+        if language == "python":
+            if page in INTERTWINED:
+                script = script_of(block, workplace, number)
+                namespace = runpy.run_path(script, init_globals=namespace, run_name="page")
+            continue
+        for line in shell_lines(block):
+            if any(line.startswith(known) for known in NOT_RUN):
+                continue
+            elif line.startswith("cgml "):
+                code = app(lighter(line), prog_name="cgml", standalone_mode=False)
+                # 3: the numbers are not to be trusted, which is right of so short a run.
+                assert not code or (code == 3 and "reweight" in line), f"{line}: exit code {code}"
+            else:
+                raise AssertionError(f"{line}: run it, or say in NOT_RUN why not")
+    if page == "README.md":
+        assert (workplace / "cold.energies.csv").exists()
+        report = (workplace / "report.html").read_text(encoding="utf-8")
+        assert "<h2>Free energy</h2>" in report
+
+
+def test_every_command_is_in_a_page():
+    """What the program can do, a page does: and so the test above runs every command."""
     lines = [
         line
-        for block in blocks(ROOT / "README.md", "bash")
-        for line in block.splitlines()
+        for page in PAGES
+        for block in blocks(page, "bash")
+        for line in shell_lines(block)
         if line.startswith("cgml ")
     ]
-    assert [line.split()[1] for line in lines] == [
-        *("map", "reference", "data"),
-        *("map", "train", "compile", "benchmark", "simulate", "remd", "export", "map", "analyze"),
+    for name, command in COMMANDS.items():
+        for inner in getattr(command, "commands", {"": None}):
+            called = f"cgml {name} {inner}".strip()
+            assert any(f"{line} ".startswith(f"{called} ") for line in lines), called
+
+
+def test_what_is_not_run_is_still_there():
+    lines = [
+        line for page in PAGES for block in blocks(page, "bash") for line in shell_lines(block)
     ]
-    for line in lines:
-        app(shlex.split(smaller(line))[1:], standalone_mode=False)
-    assert (workplace / "cold.energies.csv").exists()
-    assert "<h2>Free energy</h2>" in (workplace / "report.html").read_text(encoding="utf-8")
+    for known in NOT_RUN:
+        assert any(line.startswith(known) for line in lines), known
 
 
 @pytest.mark.parametrize("page", names(PAGES))
@@ -196,3 +365,34 @@ def test_file_keys_are_documented(files):
             assert f"`{key}`" in text, f"{name}: {key}"
     for key in cgml.read_run(files / "cg.h5").info:
         assert f"`{key}`" in text, key
+
+
+def messages() -> set[str]:
+    """Every text in the package, a field of an f-string as …, spaces joined."""
+
+    def text(node: ast.expr) -> str:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return node.value.replace("{{", "{").replace("}}", "}")
+        if isinstance(node, ast.JoinedStr):
+            return "".join(text(part) for part in node.values)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return text(node.left) + text(node.right)
+        return "…"
+
+    return {
+        re.sub(r"%[-.\d]*[a-z](?![a-z])", "…", " ".join(text(node).split()))
+        for path in Path(cgml.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))
+    }
+
+
+def test_quoted_messages_are_in_the_source():
+    known = messages()
+    quoted = blocks(ROOT / "docs" / "troubleshooting.md", "text")
+    assert len(quoted) >= 25
+    for message in quoted:
+        pieces = [re.escape(piece) for piece in " ".join(message.split()).split("…")]
+        pattern = re.compile(".*?".join(pieces))
+        assert any(pattern.search(text) for text in known), message
+        assert len(max(pieces, key=len)) > 12, f"{message}: says too little to be found"
