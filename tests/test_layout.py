@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Data flows down: a module imports from the lines above its own and from files left of it.
 LEVELS = [
-    "version errors units registry geometry neighbours files progress",
+    "version errors units registry geometry neighbours files archives progress",
     "topology periodic dcd whole_files formats trajectory",
     "mapping/",
     (
