@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from . import archives
 from .dataset import CGDataset
-from .errors import InputError, ModelFileError, UntrustedModelError
+from .errors import InputError, ModelFileError, UntrustedModelError, first_line
 from .files import atomic_path, require_file
 from .pmf.core import PMF, build, energy_and_forces
+from .tensor_budget import limited_tensors
+from .texts import parse_json
 from .topology import CGTopology
 
 if TYPE_CHECKING:  # lightning takes seconds to import, and loading a model needs none of it
@@ -371,8 +373,17 @@ class ModelFile:
     def rebuild(self) -> PMF:
         """Return the PMF as an ordinary module again, from the card and the stored weights."""
         script = torch.jit.load(io.BytesIO(self.archive), map_location="cpu")
-        pmf = build(self.card["architecture"], getattr(script, "pmf", None))
-        pmf.load_state_dict(script.pmf.state_dict())
+        try:
+            with limited_tensors(archives.most_expanded(len(self.archive))):
+                pmf = build(self.card["architecture"], getattr(script, "pmf", None))
+                pmf.load_state_dict(script.pmf.state_dict())
+        except InputError:
+            raise
+        except Exception as error:  # any, of a constructor that gets what it does not expect
+            raise ModelFileError(
+                f"model {self.name} cannot be made again from its card ({first_line(error)}); "
+                "export it again"
+            ) from error
         return pmf.eval()
 
 
@@ -496,10 +507,13 @@ def parse_model(archive: bytes, name: str, *, trust: bool = False) -> ModelFile:
             "save models with save_model()"
         )
     try:
-        card = json.loads(script.card())
+        card = parse_json(script.card())
         version = int(card["schema_version"])
-        beads = len(card["topology"]["bead_names"])
-    except (ValueError, KeyError, TypeError) as error:
+        beads = len(CGTopology.from_json(json.dumps(card["topology"])))
+        hot = 0 < float(card["temperature_K"]) < float("inf")
+        if not hot or not isinstance(card["architecture"], dict):
+            raise ValueError("the card lacks what makes a model")
+    except Exception as error:  # its program may fail in any way
         raise ModelFileError(damaged) from error
     if version > SCHEMA_VERSION:
         raise ModelFileError(
