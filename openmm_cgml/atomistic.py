@@ -36,9 +36,9 @@ def system_energies(system: Any, positions: np.ndarray, platform: str = "Referen
     import openmm
 
     if isinstance(system, (str, bytes)) or hasattr(system, "read_text"):
-        from pathlib import Path
+        from .system import load_system
 
-        system = openmm.XmlSerializer.deserialize(Path(str(system)).read_text(encoding="utf-8"))
+        system = load_system(str(system))
     require_unconstrained(system)
     if system.getNumParticles() != positions.shape[1]:
         raise InputError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .archives import load_arrays
 from .dataset import CGDataset, read_dataset
 from .errors import InputError
 from .files import atomic_path, require_file, require_writable, segments_folder
@@ -424,7 +425,7 @@ def read_structures(written: Written, frames: BeadFrames) -> Structures:
     import mdtraj
 
     trajectory = mdtraj.load(str(written.trajectory), top=str(written.topology))
-    with np.load(written.table) as table:
+    with load_arrays(written.table) as table:
         frame = table["frame"]
         logs = table["log_density"] if "log_density" in table else None
     topology = CGTopology.from_mdtraj(trajectory.topology)
@@ -469,7 +470,7 @@ def _consolidated(output: Path, folder: Path, topology: CGTopology, kind: str) -
     table, pdb = output.with_suffix(".npz"), output.with_suffix(".pdb")
     with atomic_path(output) as partial, opened(str(partial), "w") as handle:
         for path in parts:
-            with np.load(path) as part:
+            with load_arrays(path) as part:
                 positions = part["positions"].astype(np.float32)
                 box = part["box"] if "box" in part else None
                 frame.append(part["frame"])

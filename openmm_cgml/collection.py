@@ -12,6 +12,7 @@ from .dataset_file import GroupWriter, describe_group, open_hdf5
 from .errors import InputError
 from .files import atomic_path
 from .merging import Part, merge
+from .texts import parse_json
 
 #: Version of a collection's layout; that of its groups is the datasets' own.
 SCHEMA_VERSION = 1
@@ -154,7 +155,7 @@ def read_collection(path: str | Path) -> DatasetCollection:
     with open_hdf5(path, "collection", SCHEMA_VERSION) as handle:
         try:
             groups = {
-                name: handle["molecules"][name] for name in json.loads(handle.attrs["names"])
+                name: handle["molecules"][name] for name in parse_json(handle.attrs["names"])
             }
         except (KeyError, ValueError) as error:
             raise InputError(

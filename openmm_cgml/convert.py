@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .archives import load_arrays
 from .collection import DatasetCollection
 from .dataset import CGDataset
 from .dataset_file import open_dataset
@@ -16,8 +17,10 @@ from .dataset_info import virial_ratio
 from .errors import InputError, first_line
 from .files import atomic_path, require_file, sha256
 from .formats import open_file, read_positions
+from .hdf5_files import open_hdf5_file
 from .merging import merge
 from .registry import Registry
+from .texts import parse_json
 from .topology import CGTopology, atom_masses, read_topology
 from .units import FORCE_UNITS, LENGTH_UNITS, is_quantity, strip_array, unit_factor
 
@@ -405,7 +408,7 @@ def _read_metasets(path: Path, options: dict[str, Any]) -> DatasetCollection:
 
     tops = options["top"]
     found: dict[str, CGDataset] = {}
-    with _readable(path), h5py.File(path, "r") as handle:
+    with _readable(path), open_hdf5_file(path) as handle:
         groups = {
             (metaset, molecule): handle[metaset][molecule]
             for metaset in handle
@@ -538,14 +541,14 @@ def _readable(path: str | Path) -> Iterator[None]:
 def _load(path: Path) -> dict[str, np.ndarray]:
     if path.suffix.lower() != ".npz":
         raise InputError(f"{path} is no .npz file; give one, or choose another format")
-    with _readable(path), np.load(path, allow_pickle=False) as handle:
+    with _readable(path), load_arrays(path) as handle:
         return {name: handle[name] for name in handle.files}
 
 
 def _array(path: str | Path) -> np.ndarray:
     path = require_file(path, "array file")
     with _readable(path):
-        loaded = np.load(path, allow_pickle=False)
+        loaded = load_arrays(path)
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
@@ -583,7 +586,7 @@ def _stored_provenance(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, A
     if "provenance" not in arrays:
         return {}
     try:
-        stored = json.loads(str(arrays["provenance"]))
+        stored = parse_json(str(arrays["provenance"]))
         stored["topology"] = CGTopology.from_json(stored["topology"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its provenance is damaged; make it again") from error

@@ -15,6 +15,8 @@ import numpy as np
 
 from .errors import InputError, first_line
 from .files import atomic_path, require_file, segments_folder
+from .hdf5_files import open_hdf5_file
+from .texts import parse_json
 from .topology import CGTopology, require_equal_beads
 from .units import strip
 
@@ -209,8 +211,6 @@ def open_hdf5(path: str | Path, kind: str, newest: int) -> Iterator[Any]:
     Raises:
         InputError: if it is missing, unfinished, damaged, of another kind or of a newer schema.
     """
-    import h5py
-
     path = Path(path)
     folder = segments_folder(path)
     if not path.exists() and folder.is_dir():
@@ -220,7 +220,7 @@ def open_hdf5(path: str | Path, kind: str, newest: int) -> Iterator[Any]:
         )
     path = require_file(path, kind)
     try:
-        handle = h5py.File(path, "r")
+        handle = open_hdf5_file(path)
     except OSError as error:
         raise InputError(
             f"{kind} {path} is damaged or cut short, not a whole HDF5 file; make it again"
@@ -257,14 +257,14 @@ def describe_group(group: Any, where: str) -> dict[str, Any]:
         described = {
             "topology": CGTopology.from_json(group["topology"].asstr()[()]),
             "temperature": float(group.attrs["temperature_K"]),
-            "mapping": json.loads(group["mapping"].asstr()[()]),
-            "sources": json.loads(group.attrs["sources"]),
+            "mapping": parse_json(group["mapping"].asstr()[()]),
+            "sources": parse_json(group.attrs["sources"]),
             "bias": str(group.attrs.get("bias", "")),
-            "variable_names": tuple(json.loads(group.attrs.get("variable_names", "[]"))),
+            "variable_names": tuple(parse_json(group.attrs.get("variable_names", "[]"))),
         }
         count = len(group["frames/positions"])
         lengths = {n: len(d) for n, d in group["frames"].items() if n in PER_FRAME}
-    except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:  # h5py has one for every kind of damage
         raise InputError(
             f"{where} is damaged or cut short, not a whole HDF5 file; make it again"
         ) from error
@@ -285,7 +285,7 @@ def read_arrays(group: Any, where: str, frames: Any = slice(None)) -> dict[str, 
     """
     try:
         return {n: np.asarray(d[frames]) for n, d in group["frames"].items() if n in PER_FRAME}
-    except OSError as error:
+    except Exception as error:
         raise InputError(
             f"{where}: an array cannot be read ({first_line(error)}); the file is damaged, "
             "make it again"

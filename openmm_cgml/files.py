@@ -52,17 +52,23 @@ def require_file(path: str | Path, what: str = "file") -> Path:
     """Check that an input file exists.
 
     Raises:
-        InputError: if it is missing, a folder, or empty.
+        InputError: if it is missing, a folder, a pipe or device, empty, or may not be read.
     """
     path = Path(path)
     try:
         status = path.stat()  # once: it may be removed meanwhile
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{what} {path} does not exist; check the path") from error
+    except (OSError, ValueError) as error:  # links in a circle, a name that is too long, ...
+        raise InputError(
+            f"{what} {path!s:.200} cannot be opened ({error}); check the path"
+        ) from None
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{what} {path} is not a file; give a file")
     if status.st_size == 0:
         raise InputError(f"{what} {path} is empty; it was probably cut short, make it again")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{what} {path} may not be read; change its permissions")
     return path
 
 

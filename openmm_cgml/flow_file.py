@@ -1,15 +1,19 @@
 """The flow file: weights and a card that describes the flow; plain tensors, no program."""
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .archives import most_expanded, read_zip, require_tensors, without_folder
 from .errors import InputError, ModelFileError, first_line
 from .files import atomic_path, require_file
 from .flow.core import Density, Flow, build
 from .flow.fiber import FiberFlow
+from .tensor_budget import limited_tensors
+from .texts import parse_json
 
 if TYPE_CHECKING:  # lightning takes seconds to import
     from .train import FitResult
@@ -82,12 +86,13 @@ def load_split_flow(path: str | Path) -> FiberFlow:
 
 
 def _load(path: str | Path) -> Density:
-    flow = build(read_flow_card(path)["architecture"])
-    flow.double()
-    weights = torch.load(require_file(path), map_location="cpu", weights_only=True)["weights"]
+    card, weights = _read(path)
     try:
-        flow.load_state_dict(weights)
-    except RuntimeError as error:
+        with limited_tensors(most_expanded(Path(path).stat().st_size)):
+            flow = build(card["architecture"])
+            flow.double()
+            flow.load_state_dict(weights)
+    except Exception as error:  # any, of a constructor that gets what it does not expect
         raise ModelFileError(f"{path}: weights do not fit: {first_line(error)}") from error
     return flow.eval()
 
@@ -98,12 +103,18 @@ def read_flow_card(path: str | Path) -> dict[str, Any]:
     Raises:
         ModelFileError: as `load_flow`.
     """
+    return _read(path)[0]
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the card and the weights of a flow file, checked as data before torch reads it."""
+    raw = require_file(path, "flow file").read_bytes()
     try:
-        content = torch.load(require_file(path), map_location="cpu", weights_only=True)
-        card = json.loads(content["card"])
+        require_tensors(without_folder(read_zip(raw)))
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        card = parse_json(content["card"])
         found = card["kind"], int(card["schema_version"])
-    except InputError:
-        raise
+        weights = dict(content["weights"])
     except Exception as error:  # torch.load raises anything for files that are none of its own
         raise ModelFileError(
             f"{path} is no flow file, or damaged ({first_line(error)}); write one by "
@@ -114,4 +125,4 @@ def read_flow_card(path: str | Path) -> dict[str, Any]:
             f"{path} is of kind {found[0]!r}, version {found[1]}; this program reads flows up to "
             f"version {SCHEMA_VERSION}: update openmm_cgml"
         )
-    return card
+    return card, weights

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .archives import load_arrays, require_numbers
 from .dcd import dcd_layout, read_dcd
 from .errors import InputError, first_line
 from .files import require_file
+from .hdf5_files import open_hdf5_file
 from .periodic import box_vectors
 from .units import LENGTH_UNITS, strip_array, unit_factor
 from .whole_files import require_whole_trajectory
@@ -66,9 +68,7 @@ class _Stored:
         return self.shape[0]
 
     def __getitem__(self, frames: slice) -> np.ndarray:
-        import h5py
-
-        with h5py.File(self.path, "r") as handle:
+        with open_hdf5_file(self.path) as handle:
             return np.asarray(handle[self.name][frames]) * self.factor
 
 
@@ -85,7 +85,8 @@ def open_file(path: Path) -> Source:
         if suffix == ".npz":
             return _open_npz(path)
         if suffix == ".npy":
-            return Source(str(path), np.load(path, mmap_mode="r", allow_pickle=False), {})
+            array = require_numbers(load_arrays(path, mmap_mode="r"), "its array")
+            return Source(str(path), array, {})
         if suffix in (".h5", ".hdf5"):
             return _open_mdtraj_hdf5(path)
     except InputError:
@@ -101,7 +102,7 @@ def open_file(path: Path) -> Source:
 
 
 def _open_npz(path: Path) -> Source:
-    with np.load(path, allow_pickle=False) as handle:
+    with load_arrays(path) as handle:
         if "positions" not in handle.files:
             raise InputError(
                 f"{path} has no array 'positions' (it has {', '.join(handle.files)}); "
@@ -116,7 +117,7 @@ def _npz_array(path: Path, handle: Any, name: str) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         entry = archive.getinfo(f"{name}.npy")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < _MAPPED_BYTES:
-            return handle[name]
+            return require_numbers(handle[name], name)
         with archive.open(entry) as content:
             while content.read(1 << 20):
                 pass  # to its end, where its checksum is compared
@@ -130,13 +131,12 @@ def _npz_array(path: Path, handle: Any, name: str) -> np.ndarray:
         if kind.hasobject:
             return handle[name]  # which refuses it
         at = raw.tell()
+    require_numbers(np.empty(0, kind), name)
     return np.memmap(path, kind, mode="r", offset=at, shape=shape, order="F" if fortran else "C")
 
 
 def _open_mdtraj_hdf5(path: Path) -> Source:
-    import h5py
-
-    with h5py.File(path, "r") as handle:
+    with open_hdf5_file(path) as handle:
         if "coordinates" not in handle:
             raise InputError(
                 f"{path} is not an MDTraj HDF5 trajectory (no 'coordinates'); "
@@ -173,9 +173,9 @@ def read_array(source: Any, name: str) -> Source:
         return Source("", None, {name: array})
     path = require_file(source, name)
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        loaded = load_arrays(path, mmap_mode="r")
         if isinstance(loaded, np.ndarray):
-            return Source(str(path), None, {name: loaded})
+            return Source(str(path), None, {name: require_numbers(loaded, "its array")})
         with loaded:
             if name not in loaded.files:
                 raise InputError(

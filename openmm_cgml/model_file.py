@@ -7,7 +7,6 @@ evaluated, checks every operator of every method against a list of plain tensor 
 import io
 import json
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import archives
 from .dataset import CGDataset
-from .errors import InputError, ModelFileError, UntrustedModelError
+from .errors import InputError, ModelFileError, UntrustedModelError, first_line
 from .files import atomic_path, require_file
 from .pmf.core import PMF, build, energy_and_forces
+from .tensor_budget import limited_tensors
+from .texts import parse_json
 from .topology import CGTopology
 
 if TYPE_CHECKING:  # lightning takes seconds to import, and loading a model needs none of it
@@ -371,8 +373,17 @@ class ModelFile:
     def rebuild(self) -> PMF:
         """Return the PMF as an ordinary module again, from the card and the stored weights."""
         script = torch.jit.load(io.BytesIO(self.archive), map_location="cpu")
-        pmf = build(self.card["architecture"], getattr(script, "pmf", None))
-        pmf.load_state_dict(script.pmf.state_dict())
+        try:
+            with limited_tensors(archives.most_expanded(len(self.archive))):
+                pmf = build(self.card["architecture"], getattr(script, "pmf", None))
+                pmf.load_state_dict(script.pmf.state_dict())
+        except InputError:
+            raise
+        except Exception as error:  # any, of a constructor that gets what it does not expect
+            raise ModelFileError(
+                f"model {self.name} cannot be made again from its card ({first_line(error)}); "
+                "export it again"
+            ) from error
         return pmf.eval()
 
 
@@ -496,10 +507,13 @@ def parse_model(archive: bytes, name: str, *, trust: bool = False) -> ModelFile:
             "save models with save_model()"
         )
     try:
-        card = json.loads(script.card())
+        card = parse_json(script.card())
         version = int(card["schema_version"])
-        beads = len(card["topology"]["bead_names"])
-    except (ValueError, KeyError, TypeError) as error:
+        beads = len(CGTopology.from_json(json.dumps(card["topology"])))
+        hot = 0 < float(card["temperature_K"]) < float("inf")
+        if not hot or not isinstance(card["architecture"], dict):
+            raise ValueError("the card lacks what makes a model")
+    except Exception as error:  # its program may fail in any way
         raise ModelFileError(damaged) from error
     if version > SCHEMA_VERSION:
         raise ModelFileError(
@@ -534,35 +548,71 @@ def load_program(archive: bytes, name: str, *, trust: bool = False) -> Any:
     """
     damaged = f"model file {name} is damaged or not a model file; export it again"
     try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as checked:
-            whole = checked.testzip() is None  # torch's reader does not look at checksums
+        entries = archives.without_folder(archives.read_zip(archive))
         # torch's own reader: another one may find other entries of the same archive.
         reader = torch._C.PyTorchFileReader(io.BytesIO(archive))
-        entries = reader.get_all_records()
-        contents = [bytes(reader.get_record(entry)) for entry in entries]
+        names = reader.get_all_records()
+        if {one: reader.get_record(one) for one in names} != entries:
+            raise archives.Refused("its entries cannot be told apart")
+        if not trust:
+            _require_harmless_source(entries, name)
+    except archives.Unsafe as error:
+        raise UntrustedModelError(
+            f"model file {name}: {error}; pass trust=True only if you made it yourself"
+        ) from error
+    except InputError:
+        raise
+    except archives.Refused as error:
+        raise ModelFileError(
+            f"model file {name} is damaged or not a model file ({error}); export it again"
+        ) from error
     except Exception as error:
         raise ModelFileError(damaged) from error
-    if not whole or len({entry.lower() for entry in entries}) != len(entries):
-        raise ModelFileError(damaged)
-    # __setstate__ runs while the archive is loaded, before any graph can be looked at.
-    forbidden = (b"__setstate__", b"torch.classes")
-    if not trust and any(word in content for content in contents for word in forbidden):
-        raise UntrustedModelError(
-            f"model file {name} runs code while it is loaded; "
-            "pass trust=True only if you made it yourself"
-        )
     try:
         script = torch.jit.load(io.BytesIO(archive), map_location="cpu")
     except Exception as error:
         if unknown := re.search(r"Unknown builtin op: ([\w:.]*\w)", str(error)):
-            raise ModelFileError(
-                f"model file {name} uses the operator {unknown[1]} of another package; import "
-                "that package before you load the file, with trust=True if you made it yourself"
-            ) from error
+            raise _unknown_operator(name, unknown[1]) from error
         raise ModelFileError(damaged) from error
     if not trust:
         require_trusted(script, name)
     return script
+
+
+def _unknown_operator(name: str, operator: str) -> ModelFileError:
+    return ModelFileError(
+        f"model file {name} uses the operator {operator} of another package; import "
+        "that package before you load the file, with trust=True if you made it yourself"
+    )
+
+
+def _require_harmless_source(entries: dict[str, bytes], name: str) -> None:
+    """Refuse an archive by its text alone: what `torch.jit.load` does cannot be undone.
+
+    Raises:
+        archives.Refused, InputError: if the archive is damaged or does more than arithmetic.
+    """
+    archives.require_known_entries(entries)
+    program = archives.read_program(entries)
+    # A method's name tells no namespace: that of a tensor may be an operator of either.
+    found = {
+        call
+        for call in program.calls - {"aten::autograd.grad"}
+        if not any(map(_is_allowed, (call, f"aten::{call}", f"prim::{call}")))
+    }
+    for call in sorted(found):
+        package = call.partition("::")[0]
+        known = torch._C._jit_get_schemas_for_operator(call) if "::" in call else [call]
+        if package not in ("aten", "prim") and not known:
+            raise _unknown_operator(name, call)
+    if found:
+        raise archives.Unsafe(f"it calls {', '.join(sorted(found))}, which no energy needs")
+    archives.require_matching_values(entries, program)
+
+
+def _is_allowed(operator: str) -> bool:
+    inplace = operator.endswith("_") and not operator.endswith("__")
+    return operator in _ALLOWED or (inplace and operator[:-1] in _ALLOWED)
 
 
 def require_trusted(script: Any, name: str) -> None:
@@ -578,9 +628,10 @@ def require_trusted(script: Any, name: str) -> None:
     def collect(block: Any) -> None:
         for node in block.nodes():
             kind = node.kind()
-            inplace = kind.endswith("_") and not kind.endswith("__")
-            if kind not in _ALLOWED and not (inplace and kind[:-1] in _ALLOWED):
+            if not _is_allowed(kind):
                 found.add(kind)
+            elif kind == "prim::unchecked_cast" and not _is_narrowing(node):
+                found.add(f"{kind} to {node.output().type()}")
             for inner in node.blocks():
                 collect(inner)
 
@@ -596,3 +647,11 @@ def require_trusted(script: Any, name: str) -> None:
             f"model file {name} calls {', '.join(sorted(found))}, which no energy needs; "
             "pass trust=True only if you made it yourself"
         )
+
+
+def _is_narrowing(node: Any) -> bool:
+    """Whether a cast that nobody checks makes no object of one class pass for another's."""
+    given, taken = next(node.inputs()).type(), node.output().type()
+    if "__torch__" not in str(taken):
+        return True  # the interpreter compares the kinds of plain values itself
+    return bool(given.kind() == "OptionalType" and given.getElementType() == taken)

@@ -23,6 +23,8 @@ import numpy as np
 
 from .errors import InputError
 from .files import atomic_path, require_file, require_writable, segments_folder
+from .hdf5_files import open_hdf5_file
+from .texts import parse_json
 from .topology import CGTopology
 
 logger = logging.getLogger(__name__)
@@ -441,7 +443,7 @@ def read_checkpoint(path: str | Path, rank: int = 0) -> tuple[dict[str, Any], Ch
         return None
     files = parts[-1]
     with _opened(files[rank if len(files) > rank else 0]) as handle:
-        info = json.loads(handle.attrs["info"])
+        info = parse_json(handle.attrs["info"])
         name = f"checkpoint/{rank}"
         if name not in handle:
             return info, Checkpoint(int(handle.attrs["step"]), {}, {}, b"")
@@ -449,7 +451,7 @@ def read_checkpoint(path: str | Path, rank: int = 0) -> tuple[dict[str, Any], Ch
         return info, Checkpoint(
             step=int(handle.attrs["step"]),
             arrays={k: np.asarray(v) for k, v in group["arrays"].items()},
-            state=json.loads(group["state"].asstr()[()]),
+            state=parse_json(group["state"].asstr()[()]),
             blob=bytes(np.asarray(group["openmm"])),
         )
 
@@ -483,7 +485,7 @@ def _parts(path: Path) -> list[list[Path]]:
         with _opened(first) as handle:
             if int(handle.attrs["step"]) <= step:
                 continue  # a kill came between joining the segments and removing them
-            ranks = int(json.loads(handle.attrs["info"]).get("ranks", 1))
+            ranks = int(parse_json(handle.attrs["info"]).get("ranks", 1))
         files = [first.with_name(_segment_name(number, rank)) for rank in range(ranks)]
         lacking = [file for file in files if not file.exists()]
         if lacking and first == firsts[-1] == files[0]:
@@ -505,10 +507,8 @@ class _opened:
         self.path = require_file(path, "run")
 
     def __enter__(self) -> Any:
-        import h5py
-
         try:
-            self._handle = h5py.File(self.path, "r")
+            self._handle = open_hdf5_file(self.path)
         except OSError as error:
             raise self._damaged() from error
         try:
@@ -532,9 +532,9 @@ class _opened:
 
     def __exit__(self, kind: Any, error: Any, _: Any) -> None:
         self._handle.close()
-        if kind is not None and issubclass(kind, (OSError, KeyError, ValueError)):
-            if not issubclass(kind, InputError):
-                raise self._damaged() from error
+        # h5py, and what is not of the form that it should be, have an error for every damage.
+        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, InputError):
+            raise self._damaged() from error
 
     def _damaged(self) -> InputError:
         if self.path.parent.name.endswith(".segments"):
@@ -551,7 +551,7 @@ def _read_part(files: Sequence[Path], stride: int, skip: int) -> tuple[dict[str,
     for file in files:
         with _opened(file) as handle:
             frames = len(handle["frames/time"])
-            info = json.loads(handle.attrs["info"])
+            info = parse_json(handle.attrs["info"])
             table = _frame_arrays(info)
             share = {name: handle["frames"][name][skip::stride] for name in table}
             # A negative start would count from the end.
@@ -559,7 +559,7 @@ def _read_part(files: Sequence[Path], stride: int, skip: int) -> tuple[dict[str,
             share["exchange_rung"] = handle["exchanges/rung"][:]
             share["topology"] = CGTopology.from_json(handle["topology"].asstr()[()])
             share["info"] = info
-            share["events"] = json.loads(handle["events"].asstr()[()])
+            share["events"] = parse_json(handle["events"].asstr()[()])
             # Segments may hold the whole run, where there was no room to join them.
             end = info.get("steps", math.inf)
             share["finished"] = bool(handle.attrs["finished"] or handle.attrs["step"] >= end)

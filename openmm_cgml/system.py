@@ -15,10 +15,11 @@ import openmm  # isort: skip
 
 from . import force as backends
 from .errors import InputError, UntrustedModelError
-from .files import atomic_path, require_file
+from .files import atomic_path
 from .model_file import ModelFile, load_program, read_model_file
 from .native import force as native
 from .pmf.core import PMF
+from .texts import read_xml
 from .topology import CGTopology
 from .torchforce import load_torch_plugins
 
@@ -215,17 +216,16 @@ def load_system(path: str | Path, *, trust: bool = False) -> Any:
 
     Raises:
         InputError: if the file is missing or not a System.
-        UntrustedModelError: if it holds a PythonForce, or a TorchForce whose program does more
-            than arithmetic. Both are looked for before OpenMM reads the XML, at any depth.
+        UntrustedModelError: if it holds a PythonForce, a force of a plugin, or a TorchForce whose
+            program does more than arithmetic. They are looked for before OpenMM reads the XML, at
+            any depth.
     """
-    path = require_file(path, "System XML")
-    try:
-        root = ElementTree.fromstring(path.read_bytes())
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise InputError(f"{path} is not XML ({error}); give a serialised OpenMM System") from None
+    path = Path(path)
+    root = read_xml(path, "System XML")
     if not trust:
+        known = _harmless_kinds()
         for element in root.iter():
-            _require_harmless(element, path)
+            _require_harmless(element, path, known)
     load_torch_plugins()
     if any(element.get("type") == "CGMLForce" for element in root.iter()):
         native.load()
@@ -239,11 +239,27 @@ def load_system(path: str | Path, *, trust: bool = False) -> Any:
     return system
 
 
-def _require_harmless(element: ElementTree.Element, path: Path) -> None:
+def _harmless_kinds() -> set[str]:
+    """Return the kinds of object of OpenMM's own that may be in a System."""
+    bases = (openmm.Force, openmm.TabulatedFunction, openmm.System)
+    return {
+        name
+        for name, kind in vars(openmm).items()
+        if isinstance(kind, type) and issubclass(kind, bases)
+    } - {"PythonForce"}
+
+
+def _require_harmless(element: ElementTree.Element, path: Path, known: set[str]) -> None:
     kind = element.get("type", "")
     if kind == "PythonForce":
         raise UntrustedModelError(
             f"{path} holds a PythonForce, which runs code when it is read; "
+            "create the System from the model file instead"
+        )
+    # Its first version named a file; a program beside that name would not be the one that runs.
+    if kind == "TorchForce" and element.get("version") not in ("2", "3", "4"):
+        raise UntrustedModelError(
+            f"{path} holds a TorchForce of version {element.get('version')}, which reads another file; "
             "create the System from the model file instead"
         )
     if kind in ("TorchForce", "CGMLForce"):
@@ -255,3 +271,8 @@ def _require_harmless(element: ElementTree.Element, path: Path) -> None:
         except ValueError:
             archive = b""
         load_program(archive, str(path))
+    elif kind[:1].isalpha() and kind not in known and (element.tag == "Force" or "Force" in kind):
+        raise UntrustedModelError(
+            f"{path} holds a {kind:.60}, a plugin's, which may run a program of its own; "
+            "pass trust=True only if you made it yourself"
+        )

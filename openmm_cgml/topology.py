@@ -12,6 +12,8 @@ import numpy as np
 
 from .errors import InputError, first_line
 from .files import require_file
+from .hdf5_files import open_hdf5_file
+from .texts import parse_json
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,13 @@ class CGTopology:
             InputError: if it is not one.
         """
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
             fields["bonds"] = tuple((int(i), int(j)) for i, j in fields["bonds"])
+            _require_kinds(fields)
             return cls(**{k: tuple(v) for k, v in fields.items()})
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise InputError(
                 f"a stored topology is damaged ({type(error).__name__}: {error}); make its file "
                 "again"
@@ -351,6 +354,17 @@ def require_equal_beads(one: CGTopology, other: CGTopology, first: str, second: 
     )
 
 
+def _require_kinds(fields: dict[str, Any]) -> None:
+    """Raise TypeError where a stored topology holds a number for a name, or the like."""
+    kinds: dict[str, Any] = {"residue_ids": int, "masses": (int, float), "bonds": tuple}
+    for name, values in fields.items():
+        kind = kinds.get(name, str)
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"{name} is no list")
+        if wrong := [v for v in values if not isinstance(v, kind) or isinstance(v, bool)]:
+            raise TypeError(f"{name} holds {wrong[0]!r:.40}")
+
+
 def bonded_beads(bonds: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
     """Return the beads bonded to each that has any."""
     around: dict[int, set[int]] = {}
@@ -385,10 +399,8 @@ def _read_topology_file(path: Path) -> Any:
     suffix = path.suffix.lower()
     try:
         if suffix in (".prmtop", ".parm7", ".psf", ".top"):
-            import parmed
-
             _require_whole_sections(path)
-            return _from_parmed(parmed.load_file(str(path)))
+            return _from_parmed(_parmed_reader(path)(str(path)))
         if suffix == ".cif":
             from openmm import app
 
@@ -399,7 +411,7 @@ def _read_topology_file(path: Path) -> Any:
             return mdtraj.load_topology(str(path))
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = first_line(error)
         remedy = "check that the file is complete and of that format"
         if suffix == ".top" and "Could not find" in reason:
@@ -418,6 +430,19 @@ def _require_whole_sections(path: Path) -> None:
     whole = re.compile(r"^%FORMAT *\(.+\)", re.MULTILINE)
     if sections and not (all(whole.search(s) for s in sections) and text.endswith("\n")):
         raise InputError(f"topology {path} is damaged or cut short; make it again")
+
+
+def _parmed_reader(path: Path) -> Any:
+    """Return the reader of one format: ParmEd's own choice would run what is in System XML."""
+    from parmed import amber, charmm, gromacs
+
+    if path.suffix.lower() == ".psf":
+        return charmm.CharmmPsfFile
+    with open(path, errors="replace") as handle:
+        whole = handle.readline().startswith("%VERSION")
+    if path.suffix.lower() == ".top" and not whole:
+        return gromacs.GromacsTopologyFile
+    return amber.LoadParm
 
 
 def _from_parmed(structure: Any) -> Any:
@@ -456,14 +481,13 @@ def _from_openmm(top: Any) -> Any:
 
 def _read_mdtraj_hdf5_topology(path: Path) -> Any:
     """Read the topology of an MDTraj HDF5 file with h5py (mdtraj itself needs PyTables)."""
-    import h5py
     import mdtraj
 
-    with h5py.File(path, "r") as handle:
+    with open_hdf5_file(path) as handle:
         if "topology" not in handle:
             raise InputError(f"{path} holds no topology; give one with a .pdb or .prmtop file")
         stored = np.asarray(handle["topology"]).ravel()[0]
-        content = json.loads(stored.decode() if isinstance(stored, bytes) else str(stored))
+        content = parse_json(stored.decode() if isinstance(stored, bytes) else str(stored))
     if "chains" not in content:
         raise InputError(f"{path} is not an MDTraj HDF5 file; give an all-atom topology")
     top = mdtraj.Topology()

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,10 @@ import torch.distributed as dist
 import lightning
 import numpy as np
 from lightning.pytorch import callbacks
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 
+from .archives import require_modest_zip
 from .dataset import CGDataset
 from .errors import InputError, first_line
 from .force_noise import ForceNoise, estimate_force_noise
@@ -367,6 +370,7 @@ def _run(
                 **_devices(stream.ranks),
                 precision=settings.precision,  # type: ignore[arg-type]
                 logger=_loggers(module.folder),
+                plugins=[_CheckedCheckpoints()],
                 callbacks=[saving, *([callbacks.RichProgressBar(leave=False)] if show else [])],
                 enable_checkpointing=True,
                 enable_progress_bar=show,
@@ -387,8 +391,18 @@ def _run(
             raise SystemExit(128 + stop.number) from None
 
 
+class _CheckedCheckpoints(TorchCheckpointIO):
+    """Let Lightning read checkpoints as `_read` does; it would unpickle anything."""
+
+    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        """Return the content of a checkpoint: tensors and plain values."""
+        return _read(Path(path))
+
+
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            require_modest_zip(archive, checkpoint.stat().st_size)
         return torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(

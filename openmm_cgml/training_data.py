@@ -23,7 +23,9 @@ from .dataset_file import SCHEMA_VERSION as DATASET_VERSION
 from .dataset_file import describe_group, open_dataset, open_hdf5, read_arrays
 from .errors import InputError
 from .extrapolation import CoordinateRanges
+from .hdf5_files import open_hdf5_file
 from .losses import Batch, Terms
+from .texts import parse_json
 from .units import thermal_energy
 
 #: What `open_sources` takes.
@@ -418,18 +420,14 @@ def seed_of(*numbers: int) -> int:
 
 def _molecules(path: str | Path) -> list[str] | None:
     """Return the names in a collection file; None if the file is something else."""
-    import json
-
-    import h5py
-
     try:
-        with h5py.File(path, "r") as handle:
+        with open_hdf5_file(path) as handle:
             if handle.attrs.get("kind") != "collection":
                 return None
     except OSError:
         return None  # the dataset's reader says what is wrong
     with open_hdf5(path, "collection", COLLECTION_VERSION) as handle:
-        return list(json.loads(handle.attrs["names"]))
+        return list(parse_json(handle.attrs["names"]))
 
 
 def _take(batch: Batch, frames: Any) -> Batch:

@@ -385,10 +385,10 @@ CASES = {
         "{fromfile_pt}|aten::from_file|trust=True",
     ),
     "writes files": (put(SIMULATE, "{model_pt}", "{save_pt}"), "{save_pt}|aten::save|trust=True"),
-    "prints": (put(SIMULATE, "{model_pt}", "{print_pt}"), "{print_pt}|prim::Print|trust=True"),
+    "prints": (put(SIMULATE, "{model_pt}", "{print_pt}"), "{print_pt}|calls print|trust=True"),
     "starts threads": (
         put(SIMULATE, "{model_pt}", "{fork_pt}"),
-        "{fork_pt}|prim::fork|trust=True",
+        "{fork_pt}|fork|trust=True",
     ),
     "runs on loading": (
         put(SIMULATE, "{model_pt}", "{setstate_pt}"),

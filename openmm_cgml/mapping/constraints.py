@@ -1,6 +1,7 @@
 """Constraints of the all-atom run: from an OpenMM System, or found in the data."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import scipy.sparse
 import scipy.sparse.csgraph
 
 from ..errors import InputError
+from ..texts import read_xml
 
 
 def constraint_groups(
@@ -43,20 +45,18 @@ def constraints_from_system(system: Any) -> list[tuple[int, int]]:
     if hasattr(system, "getNumConstraints"):
         found = [system.getConstraintParameters(k) for k in range(system.getNumConstraints())]
         return [(int(i), int(j)) for i, j, _ in found]
-    from xml.etree import ElementTree
-
-    from ..files import require_file
-
-    path = require_file(system, "System XML")
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path} is not XML ({error}); give a serialised OpenMM System") from None
+    path = Path(system)
+    root = read_xml(path, "System XML")
     if root.tag != "System":
         raise InputError(
             f"{path} holds a {root.tag}, not an OpenMM System; give a serialised System"
         )
-    return [(int(c.get("p1", 0)), int(c.get("p2", 0))) for c in root.iterfind("Constraints/*")]
+    try:
+        return [(int(c.get("p1", 0)), int(c.get("p2", 0))) for c in root.iterfind("Constraints/*")]
+    except ValueError as error:
+        raise InputError(
+            f"{path} has a constraint without atoms ({error}); make it again"
+        ) from None
 
 
 class ConstraintFinder:

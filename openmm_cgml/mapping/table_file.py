@@ -4,8 +4,6 @@
 """
 
 import difflib
-import json
-import sys
 from collections.abc import Mapping as MappingType
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, first_line
-from ..files import require_file
+from ..texts import parse_json, parse_toml, read_table
 
 _TOP_KEYS = (
     "name", "description", "include", "weights", "hydrogens", "complete", "shared_atoms",
@@ -97,17 +95,13 @@ def read_mapping_table(path: str | Path) -> MappingTable:
         InputError: if the file is missing or broken, a key is unknown, a value is of the wrong
             kind, beads have the same name, weights do not fit, or there are no beads.
     """
-    path = require_file(path, "mapping table")
+    path = Path(path)
+    text = read_table(path, "mapping table")
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix.lower() == ".toml":
-            if sys.version_info >= (3, 11):
-                import tomllib
-            else:
-                import tomli as tomllib
-            content = tomllib.loads(text)
+            content: Any = parse_toml(text)
         elif path.suffix.lower() == ".json":
-            content = json.loads(text, object_pairs_hook=_unique)
+            content = parse_json(text, object_pairs_hook=_unique)
         else:
             raise InputError(
                 f"mapping table {path} has an unknown format {path.suffix!r}; give .toml or .json"

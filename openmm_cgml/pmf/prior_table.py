@@ -6,7 +6,6 @@ The file is TOML; docs/priors.md has an example.
 import difflib
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from .. import geometry
 from ..errors import InputError, first_line
-from ..files import atomic_path, require_file
+from ..files import atomic_path
+from ..texts import parse_toml, read_table
 from ..topology import CGTopology
 from .core import PMF, InternalPMF, SumPMF
 from .message import MOST_DENSE
@@ -250,13 +250,9 @@ def read_prior_table(path: str | Path) -> PriorTable:
     Raises:
         InputError: if the file is missing or broken, or as `PriorTable.from_dict`.
     """
-    path = require_file(path, "prior table")
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    text = read_table(path, "prior table")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = parse_toml(text)
     except ValueError as error:
         raise InputError(
             f"prior table {path} is broken: {first_line(error)}; correct it there"

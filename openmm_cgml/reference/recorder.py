@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ..archives import load_arrays
 from ..dataset import CGDataset, iterate_dataset, read_dataset
 from ..dataset_file import PER_FRAME, DatasetWriter
 from ..errors import InputError
@@ -29,6 +30,7 @@ from ..mapped import describe_mapping
 from ..mapping import FORCE_MAPS
 from ..mapping.core import Mapping
 from ..periodic import WholeMolecules, reduced_boxes
+from ..texts import parse_json
 from ..topology import atom_label
 
 logger = logging.getLogger(__name__)
@@ -213,8 +215,8 @@ class ReferenceState:
             InputError: if it is damaged.
         """
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                described = json.loads(stored["described"].tobytes().decode())
+            with load_arrays(io.BytesIO(content)) as stored:
+                described = parse_json(stored["described"].tobytes().decode())
                 arrays = {n[6:]: stored[n] for n in stored.files if n.startswith("array_")}
                 return cls(arrays=arrays, blob=stored["blob"].tobytes(), **described)
         except Exception as error:
@@ -429,7 +431,7 @@ class DatasetRecorder:
         """
         path = self.folder / _CALIBRATION
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with load_arrays(path) as stored:
                 return stored["forces"], stored["positions"]
         except Exception as error:
             raise InputError(

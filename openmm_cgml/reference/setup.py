@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import openmm
@@ -19,6 +18,7 @@ from ..errors import InputError, first_line
 from ..files import require_file, sha256
 from ..mapping.constraints import constraints_from_system
 from ..periodic import WholeMolecules
+from ..texts import read_xml
 from ..topology import atom_label, read_topology
 from ..units import strip
 from .repair import Replacement, repaired
@@ -567,10 +567,7 @@ def require_safe_xml(path: Path) -> None:
     Raises:
         InputError: naming the force.
     """
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not XML ({error}); give a serialised OpenMM System") from None
+    root = read_xml(path, "System XML")
     if root.tag != "System":
         raise InputError(
             f"{path} holds a {root.tag}, not an OpenMM System; give a serialised System"
