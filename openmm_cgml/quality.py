@@ -148,7 +148,8 @@ class Quality:
             "wrong stereocentres": mirrored,
             "equivalent atoms that changed places": renumbered,
             "wrong cis peptides": cis,
-            "diversity score": f"{self.diversity:.3f}",
+            "diversity score": f"{self.diversity:.3f}" if np.isfinite(self.diversity)
+            else "-, of one structure a frame",
             "RMSD to the frame": f"{self.rmsd[0]:.4f} nm, least {self.rmsd[1]:.4f} nm",
             "torsion plane": "-" if self.plane is None or not np.isfinite(self.plane.difference)
             else f"{self.plane.difference:.3f} kT rms (halves {self.plane.floor:.3f})",

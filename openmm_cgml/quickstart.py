@@ -79,6 +79,7 @@ class Effort:
         compile_atoms: whether its steps are compiled, which takes a minute.
         structures: frames of the run that get atoms.
         entropy_frames: of them, whose mapping entropy is found.
+        caveat: what the page says above everything else.
     """
 
     epochs: int = 50
@@ -98,12 +99,15 @@ class Effort:
     compile_atoms: bool = True
     structures: int = 1000
     entropy_frames: int = 120
+    caveat: str = ""
 
 
 FULL = Effort()
 QUICK = Effort(epochs=4, ladders=16, ps=8.0, discard_ps=2.0, stride=4, backend=None,
                flow_epochs=2, samples=2000, student_epochs=2, weighed=2000, atom_epochs=1,
-               atom_frames=800, compile_atoms=False, structures=64, entropy_frames=12)  # fmt: skip
+               atom_frames=800, compile_atoms=False, structures=64, entropy_frames=12,
+               caveat="A small version, which is not converged: it shows what is done, not how "
+               "well.")  # fmt: skip
 
 #: Files of an earlier quickstart that would be gone on with, or kept, instead of written anew.
 _OLD = ("run.h5", "student.h5", "report.html", "summary.json", "atoms.dcd", "atoms.pdb",
@@ -248,6 +252,7 @@ def quickstart(
             "date": now(), "seed": seed, "seconds": summary["seconds"],
             "versions": versions(), "sha256": hashes,
         },
+        notes=[effort.caveat] * bool(effort.caveat),
     )  # fmt: skip
     with atomic_path(folder / "summary.json") as unfinished:
         unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

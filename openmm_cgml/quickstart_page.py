@@ -38,6 +38,7 @@ def write_quickstart(
     texts: Mapping[str, str],
     backends: Mapping[str, float],
     provenance: Mapping[str, Any],
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the page.
 
@@ -56,13 +57,14 @@ def write_quickstart(
         texts: paragraphs by the section they begin: roads, run, weights, atoms, entropy.
         backends: replica-steps/s by backend.
         provenance: versions, seed, hashes.
+        notes: caveats, shown above everything else.
     """
     first, comparison = next(iter(roads.items()))
     mean, error = entropy.mean
     cards = [
         *((f"{c.js_excess:.4f} ± {c.js_excess_error:.4f}", f"JS* of {name}, nats (0 is perfect)")
           for name, c in roads.items()),
-        (f"{quality.bead_error:.0e} nm", "largest distance of a bead from its place, backmapped"),
+        (f"{quality.bead_error:.1g} nm", "largest distance of a bead from its place, backmapped"),
         (f"{mean:.2f} ± {error:.2f}", f"mapping entropy, nats, of {entropy.removed} DOFs"),
     ]  # fmt: skip
     sections = [
@@ -81,6 +83,7 @@ def write_quickstart(
         heading("Samples of the flow, weighted"),
         paragraph(texts["weights"]),
         *_weights(scores),
+        paragraph(CANNOT_SEE),
         heading("Back to atoms"),
         paragraph(texts["atoms"]),
         *_atoms(quality),
@@ -96,7 +99,7 @@ def write_quickstart(
         heading(f"Replica-steps/s of {run['copies']} copies"),
         table({name: f"{speed:,.0f}" for name, speed in backends.items()}),
     ]  # fmt: skip
-    write_page(path, title, lead, [CANNOT_SEE], cards, sections, provenance)
+    write_page(path, title, lead, notes, cards, sections, provenance)
 
 
 def road_profiles(roads: Mapping[str, Comparison], labels: tuple[str, str]) -> bytes:

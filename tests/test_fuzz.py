@@ -6,10 +6,8 @@ The slow run damages over 10 000 files; ``OPENMM_CGML_FUZZ=result.json`` keeps i
 
 import json
 import os
-import resource
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch  # before openmm

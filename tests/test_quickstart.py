@@ -2,6 +2,9 @@
 
 import json
 
+import torch  # noqa: F401  (before openmm)
+
+import mdtraj
 import pytest
 
 from openmm_cgml.errors import InputError
@@ -21,7 +24,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     effort = Effort(
         epochs=24, ladders=32, ps=30.0, discard_ps=10.0, flow_epochs=6, samples=8000,
-        student_epochs=4,
+        student_epochs=4, weighed=5000, atom_epochs=2, atom_frames=2500, compile_atoms=False,
+        structures=60, entropy_frames=10,
     )  # fmt: skip
     quickstart(folder, effort=effort)
     return folder
@@ -38,6 +42,7 @@ def test_summary_and_files(folder) -> None:
     assert names == {
         *("dataset.h5", "model.pt", "run.h5", "report.html", "summary.json"),
         *("molecule.flow", "student.pt", "student.h5"),
+        *("atoms.flow", "atoms.dcd", "atoms.pdb", "atoms.npz"),
     }
     flow = summary["without_forces"]
     assert 0 < flow["effective_fraction"] < 1 and flow["flow_js_phi_psi_excess"] < 0.1
@@ -45,6 +50,10 @@ def test_summary_and_files(folder) -> None:
     assert "the populations are the model&#x27;s own" in page
     assert "<h2>Replica-steps/s of 128 copies</h2>" in page
     assert "<th scope='row'>torchforce</th>" in page
+    for title in ("Roads to the same free energy", "Samples of the flow, weighted",
+                  "Back to atoms", "What the beads leave open"):  # fmt: skip
+        assert f"<h2>{title}</h2>" in page
+    assert page.count("<img") == 7
     assert summary["round_trips"] > 100 and summary["effective_samples"] > 100
 
 
@@ -71,9 +80,26 @@ def test_a_wrong_backend_is_refused_before_minutes_are_spent(tmp_path, monkeypat
     assert not (tmp_path / "demo").exists()
 
 
+def test_all_roads_are_told(folder) -> None:
+    """Reweighting, atoms and entropy: numbers that a wrong step would not give."""
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {score["name"] for score in summary["reweighting"]} == {"model", "student"}
+    for score in summary["reweighting"]:
+        assert 0 < score["weights"]["fraction"] < 1 and score["comparison"]["js_excess"] < 0.3
+    atoms = summary["backmapping"]
+    assert atoms["structures"] == 250 and atoms["bead_error"] < 1e-5
+    assert atoms["mirrored"][0] == 0 and atoms["clashes"][0] == 0
+    made = mdtraj.load(folder / "atoms.dcd", top=folder / "atoms.pdb")
+    assert made.n_frames == 60 and made.n_atoms == 10
+    assert summary["entropy"]["frames"] == 10 and summary["entropy"]["removed"] == 15
+
+
 @pytest.mark.slow
 def test_the_full_quickstart_meets_its_target(tmp_path) -> None:
     summary = quickstart(tmp_path / "demo")
     assert summary["frames"] == 20_000
     assert summary["js_phi_psi_excess"] <= 0.02
-    assert summary["seconds"] < 360
+    assert summary["without_forces"]["student_js_phi_psi_excess"] <= 0.02
+    weighted = {score["name"]: score for score in summary["reweighting"]}["student"]
+    assert weighted["weights"]["converged"] and weighted["comparison"]["js_excess"] <= 0.02
+    assert summary["seconds"] < 600
