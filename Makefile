@@ -2,7 +2,7 @@
 # only make, g++ and a Python 3.10-3.13 with its headers and venv. PYTHON=... chooses which one.
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all matrix lint format benchmarks constraints clean distclean
+.PHONY: help env demo test test-all matrix lint format benchmarks constraints dist clean distclean
 
 BIN := .venv/bin
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
@@ -56,6 +56,10 @@ constraints: env ## Update constraints/ after a change to setup.py's requirement
 	@.uv/bin/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 	    --extra torchforce --extra cuda12 --extra dev --custom-compile-command "make constraints" \
 	    setup.py --output-file constraints/torchforce.txt
+
+dist: env ## Source distribution and wheel of the last commit, with checksums, into dist/
+	@rm -rf dist
+	@$(BIN)/python tools/release.py build
 
 clean: ## Remove build products and caches
 	@rm -rf build dist demo *.egg-info lightning_logs .mypy_cache .pytest_cache .ruff_cache
