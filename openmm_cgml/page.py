@@ -57,6 +57,8 @@ a { color: #1a4f73; }
   .card dd { font-size: 1.1rem; }
   .row figure { flex-basis: 100%; }
   figure.panels { overflow-x: auto; }
+  figure.panels::before { content: "scrolls sideways"; display: block; font-size: 0.8rem;
+                          color: #4a5866; position: sticky; left: 0; }
   figure.panels img { width: 680px; max-width: none; }
   figure.panels figcaption { position: sticky; left: 0; width: calc(100vw - 1.8rem); }
   td, th { padding-right: 0.8rem; }
@@ -147,7 +149,8 @@ def figure(png: bytes, caption: str, small: bool = False) -> str:
     """
     data = base64.b64encode(png).decode()
     width, height = (int.from_bytes(png[k : k + 4], "big") for k in (16, 20))
-    kind, panels = (" class='small'", "") if small else ("", " class='panels'")
+    # Wide ones may scroll, so the keyboard must reach them.
+    kind, panels = (" class='small'", "") if small else ("", " class='panels' tabindex='0'")
     return (
         f"<figure{panels}><img{kind} width='{width}' height='{height}' "
         f"alt='{html.escape(caption)}' src='data:image/png;base64,{data}'>"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .analysis import Comparison, DihedralDistribution, free_energy, free_energy_profile
-from .canvas import DASHED, DOTTED, MODEL, OTHER, REFERENCE, png, subplots
+from .canvas import DASHED, DOTTED, MODEL, ONE, OTHER, REFERENCE, png, subplots
 
 #: kJ/mol; the difference map leaves out bins whose reference free energy is higher.
 DIFFERENCE_BELOW = 20.0
@@ -177,7 +177,7 @@ def weight_tail(log_weights: np.ndarray, smoothed: np.ndarray) -> bytes:
 
 def ranking(names: list[str], divergences: list[float], errors: list[float]) -> bytes:
     """Draw the divergence of several PMFs from the reference, with two standard errors."""
-    figure, axis = subplots(1, 1, (7.0, 0.9 + 0.45 * len(names)))
+    figure, axis = subplots(1, 1, (ONE[0], 1.0 + 0.4 * len(names)))
     places = np.arange(len(names))[::-1]
     axis.errorbar(divergences, places, xerr=[2 * e for e in errors], fmt="o", color=MODEL,
                   capsize=3)  # fmt: skip
@@ -226,7 +226,7 @@ def entropy_trace(values: np.ndarray, errors: np.ndarray, label: str) -> bytes:
         values, errors: (frames,).
         label: of the axis, with the unit.
     """
-    figure, axis = subplots(1, 1, (8.0, 3.0))
+    figure, axis = subplots(1, 1)
     frames = np.arange(len(values))
     axis.plot(frames, values, color=MODEL, lw=1.4)
     axis.fill_between(frames, values - 2 * errors, values + 2 * errors, color=MODEL, alpha=0.25)
@@ -242,10 +242,10 @@ def entropy_bars(names: Sequence[str], more: np.ndarray, errors: np.ndarray) -> 
         names: of the maps.
         more, errors: (maps,), nats.
     """
-    figure, axis = subplots(1, 1, (8.0, 0.9 + 0.45 * len(names)))
+    figure, axis = subplots(1, 1, (ONE[0], 1.0 + 0.4 * len(names)))
     rows = np.arange(len(names))[::-1]
     axis.axvline(0, color="#51606f", lw=0.8)
     axis.barh(rows, more, xerr=2 * np.asarray(errors), color=REFERENCE, height=0.6, capsize=3)
     axis.set_yticks(rows, names)
-    axis.set_xlabel("information lost more than by the first map, nats")
+    axis.set_xlabel("lost more than by the first map, nats")
     return png(figure)

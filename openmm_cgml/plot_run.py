@@ -283,7 +283,7 @@ def beads(topology: CGTopology, positions: np.ndarray, most: int = 200) -> bytes
     flat = np.zeros((len(centred), 2))
     flat[:, : min(2, len(axes))] = (centred @ axes.T)[:, :2]
     kinds = list(dict.fromkeys(topology.bead_types))
-    span = np.ptp(flat, axis=0) + 0.3
+    span = np.ptp(flat, axis=0) + 0.15 * np.ptp(flat) + 1e-3
     figure, axis = subplots(1, 1, (ONE[0], float(np.clip(ONE[0] * span[1] / span[0], 1.6, 4.2))))
     for i, j in topology.bonds:
         axis.plot(*flat[[i, j]].T, color="#767676", lw=2.2, zorder=1)

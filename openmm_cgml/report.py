@@ -82,7 +82,7 @@ def write_report(
     sections += ["<h2>Numbers</h2>", table(js_rows)]
     versions = run.get("versions", {})
     settings = {
-        k: v
+        k.replace("_", " "): v
         for k, v in run.items()
         if v is not None and not isinstance(v, (dict, list)) and not k.endswith("_sha256")
     }
@@ -94,7 +94,11 @@ def write_report(
         rows = {name: f"{speed:,.0f}" for name, speed in backends.items()}
         sections += [f"<h2>Replica-steps/s of {run['copies']} copies</h2>", table(rows)]
     if training:
-        kept = {k: v for k, v in training.items() if not isinstance(v, (dict, list))}
+        kept = {
+            k.replace("_", " "): v
+            for k, v in training.items()
+            if v is not None and not isinstance(v, (dict, list))
+        }
         sections += ["<h2>Training settings</h2>", table(kept)]
     write_page(path, title, lead, notes, cards, sections, run)
 
@@ -351,6 +355,7 @@ def write_entropy(
                 found.per_degree, found.errors / degrees, "S/k a removed DOF, nats"
             ),
             f"Each frame a removed degree of freedom, two standard errors; {found.unit}.",
+            small=True,
         ),
         "<h2>Numbers</h2>",
         table(rows),
@@ -387,6 +392,7 @@ def write_mapping_comparison(
         figure(
             plot.entropy_bars([one.name for one in ranked], gaps, errors),
             "By the data estimator, on the same frames, two standard errors of the differences.",
+            small=True,
         ),
         grid(head, rows),
     ]

@@ -159,7 +159,7 @@ def write_run_page(
     _outside(part, view)
     info = view.whole_run.info
     settings = {
-        name: value for name, value in info.items()
+        name.replace("_", " "): value for name, value in info.items()
         if isinstance(value, (str, int, float)) and not name.endswith("sha256")
     }  # fmt: skip
     part.sections += [heading("Settings"), table(settings)]
@@ -474,7 +474,7 @@ def rdf_sections(
     for a, b in chosen:
         try:
             named[f"{a}-{b}"] = radial_distribution(
-                frames, box, topology=topology, first=a, second=b, weights=weights
+                frames, box, topology=topology, first=a, second=b, weights=weights, bins=60
             )
         except InputError:
             if len(chosen) == 1:
@@ -650,8 +650,8 @@ def _outside(part: _Part, view: _View) -> None:
     part.record["resets"] = lost
     if lost:
         part.notes.append(
-            f"{lost} times a copy was no longer finite and was reset or dropped; such frames are "
-            "left out."
+            f"{'Once' if lost == 1 else f'{lost:,} times'} a copy was no longer finite and was "
+            "reset or dropped; such frames are left out."
         )
     if run.extrapolating is not None:
         shown = view.run.extrapolating

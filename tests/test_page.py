@@ -87,6 +87,8 @@ def test_figures_say_what_they_show(pages, kind) -> None:
         png = b64decode((image["src"] or "").removeprefix("data:image/png;base64,"))
         assert png.startswith(b"\x89PNG")
         assert struct.unpack(">II", png[16:24]) == (int(image["width"]), int(image["height"]))
+        # Text is as large as a phone needs it where one panel is as wide as the phone.
+        assert (int(image["width"]) <= 800) == (image.get("class") == "small")
     for tag, _, inside in page.elements:
         assert tag != "img" or "figure" in inside
     if kind in ("run", "unfinished", "exchange", "dataset", "model", "comparison"):
