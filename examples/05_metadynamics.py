@@ -130,11 +130,15 @@ def picture(path: Path, bias: SharedBias, temperature: float) -> None:
     reference = distribution_of(
         Path(cgml.__file__).parent / "data" / "quickstart" / "reference.npz", []
     )
-    profile, _ = free_energy_profile(reference, 0, thermal_energy(temperature))
+    profile, error = free_energy_profile(reference, 0, thermal_energy(temperature))
+    phi, band = np.degrees(reference.centres()), 2 * error
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    axes.plot(np.degrees(reference.centres()), profile, color="0.4", label="all atoms")
-    axes.plot(np.degrees(bias.grid), bias.free_energy(), label="beads, from the shared bias")
-    axes.set(xlabel="phi, degrees", ylabel="free energy, kJ/mol", xlim=(-180, 180), ylim=(0, 40))
+    axes.plot(phi, profile, color="#222222", label="all atoms")
+    axes.fill_between(phi, profile - band, profile + band, color="#222222", alpha=0.25, lw=0)
+    # One bias has no error of its own: start from other seeds to see it.
+    axes.plot(np.degrees(bias.grid), bias.free_energy(), color="#d55e00",
+              label="beads, from the shared bias")  # fmt: skip
+    axes.set(xlabel="φ (degrees)", ylabel="free energy (kJ/mol)", xlim=(-180, 180), ylim=(-1, 40))
     axes.set_xticks(range(-180, 181, 60))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)

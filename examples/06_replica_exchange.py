@@ -107,18 +107,18 @@ def picture(path: Path, estimates: dict, kt: float) -> None:
         one = estimates[name]
         edges, values = np.degrees(one.edges), free_energy(one.probability, kt)
         mesh = axis.pcolormesh(edges, edges, values.T, vmin=0, vmax=40)
-        axis.set(title=name, xlabel="phi, degrees", aspect="equal", facecolor="#efefef")
+        axis.set(title=name, xlabel="φ (degrees)", aspect="equal", facecolor="#efefef")
         axis.set_yticks(range(-180, 181, 90))
-    axes[0].set_ylabel("psi, degrees")
-    figure.colorbar(mesh, ax=axes[:2], label="kJ/mol")
-    styles = (("0.4", "-"), ("#22577a", ".-"), ("#d1495b", "-"))
+    axes[0].set_ylabel("ψ (degrees)")
+    figure.colorbar(mesh, ax=axes[:2], label="free energy (kJ/mol)")
+    styles = (("#222222", "-"), ("#0072b2", ".-"), ("#d55e00", "-"))
     for name, (colour, style) in zip(names, styles, strict=True):
         values, errors = free_energy_profile(estimates[name], 0, kt)
         phi = np.degrees(estimates[name].centres())
         axes[2].plot(phi, values, style, color=colour, label=name)
         band = values - 2 * errors, values + 2 * errors
         axes[2].fill_between(phi, *band, color=colour, alpha=0.25, lw=0)
-    axes[2].set(xlabel="phi, degrees", ylabel="free energy, kJ/mol", ylim=(0, 45))
+    axes[2].set(xlabel="φ (degrees)", ylabel="free energy (kJ/mol)", ylim=(0, 45))
     axes[2].legend(frameon=False)
     for axis in axes:
         axis.set_xticks(range(-180, 181, 90))

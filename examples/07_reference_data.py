@@ -34,6 +34,7 @@ def main() -> None:
     """Make a biased dataset and look at its weights; then an unbiased one with OpenMM's tools."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the datasets")
+    parser.add_argument("--ns", type=float, default=5.0, help="of the biased run")
     parser.add_argument("--quick", action="store_true", help="a small version, not converged")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def metadynamics(pdb: Path, options: argparse.Namespace) -> cgml.CGDataset:
     run = cgml.run_reference(
         pdb,
         options.output / "metadynamics.h5",
-        ns=0.02 if options.quick else 5,
+        ns=0.02 if options.quick else options.ns,
         method="metadynamics",
         variables=("phi", "psi"),
         bias_factor=6,

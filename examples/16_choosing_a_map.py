@@ -41,9 +41,9 @@ def main() -> None:
     """Train a split-flow for each map, rank them, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each map")
-    parser.add_argument("--frames", type=int, default=200, help="that maps are ranked on")
+    parser.add_argument("--frames", type=int, default=100, help="that maps are ranked on")
     parser.add_argument("--quick", action="store_true", help="a small version, not converged")
     options = parser.parse_args()
     quick, folder = options.quick, options.output
@@ -57,7 +57,7 @@ def main() -> None:
         trajectory, heavy, temperature=300, constraints=DATA / "system.xml"
     )
     # A split-flow learns from positions; forces would be looked at for nothing.
-    atoms = replace(atoms, forces=None).subsample(stride=20 if quick else 4)
+    atoms = replace(atoms, forces=None).subsample(stride=20 if quick else 5)
     train, rest = atoms.split(0.8)
     valid, test = rest.split(0.5)
     held_out = test.draw(options.frames)  # by weight: the run was biased
@@ -80,7 +80,7 @@ def main() -> None:
             flows[name] = cgml.load_split_flow(path)
         # Random directions are right on average, which is all that a ranking takes.
         rankings.append(cgml.compare_mappings(
-            flows, held_out, density="hutchinson", solver=Solver(steps=6 if quick else 10),
+            flows, held_out, density="hutchinson", solver=Solver(steps=6),
             samples=2, seed=seed,
         ))  # fmt: skip
         print(f"training {seed + 1}")

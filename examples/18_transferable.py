@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the files")
     parser.add_argument("--ns", type=float, default=4.0, help="of all atoms, of each chain")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--quick", action="store_true", help="a small version, not converged")
     options = parser.parse_args()
     quick, folder = options.quick, options.output

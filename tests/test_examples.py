@@ -48,6 +48,19 @@ def test_examples_are_numbered_and_all_run_here():
     assert names == [f"{k:02}" for k in range(1, len(names) + 1)] and set(names) == called
 
 
+def test_gallery_shows_every_example():
+    """Each script has its command and its picture on the page; pictures are small."""
+    page = (EXAMPLES.parent / "docs" / "gallery.md").read_text(encoding="utf-8")
+    folder = EXAMPLES.parent / "docs" / "images" / "gallery"
+    for path in [*EXAMPLES.glob("*.py"), *(EXAMPLES / "slurm").glob("*.sh")]:
+        assert f"examples/{path.relative_to(EXAMPLES).as_posix()}" in page, path.name
+    for path in (EXAMPLES / "notebooks").glob("*.ipynb"):
+        assert path.name in page
+    shown = set(re.findall(r"\(images/gallery/(\w+\.png)\)", page))
+    assert shown == {path.name for path in folder.glob("*.png")}
+    assert all((folder / name).stat().st_size <= 120_000 for name in shown)
+
+
 def test_add_force_to_openmm_script(road, tmp_path, capsys):
     run("01", "--input", road, "--output", tmp_path)
     said = capsys.readouterr().out

@@ -15,6 +15,10 @@ from pathlib import Path
 
 import torch  # before openmm
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import openmm
 import torchmdnet.models.tensornet  # noqa: F401  (the operators, wherever the file is loaded)
@@ -97,3 +101,10 @@ seconds = time.perf_counter() - began
 print(
     f"{steps} steps of {copies} copies: {1e3 * seconds / steps:.1f} ms a step, {energy:.1f} kJ/mol"
 )
+
+figure, axis = plt.subplots(figsize=(4.6, 4), layout="constrained")
+axis.plot(expected.ravel(), found.ravel(), "o", ms=3, color="#0072b2")
+axis.axline((0, 0), slope=1, color="#999999", lw=0.8)
+axis.set(xlabel="force by torch (kJ/mol/nm)", ylabel="force by OpenMM (kJ/mol/nm)")
+figure.savefig(options.output / "forces.png", dpi=110)
+print(options.output / "forces.png")
