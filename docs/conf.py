@@ -26,6 +26,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 smartquotes = False  # "--option" is no dash
 
+default_role = "code"  # `name` in docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say types where they matter, and shapes and units
 napoleon_google_docstring = True
@@ -35,6 +36,7 @@ napoleon_use_param = False  # "first, second: (...)" stays one entry
 # Every reference must lead somewhere. Only types of other packages, and words that napoleon takes
 # for types, have no page here.
 nitpicky = True
+suppress_warnings = ["toc.empty_glob"]  # a page that index.md names before it is there
 nitpick_ignore_regex = [(r"py:(class|exc|obj)", r"(?!openmm_cgml).*")]
 
 html_theme = "furo"
@@ -43,6 +45,11 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_copy_source = False
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#0b6e4f", "color-brand-content": "#0b6e4f"},
-    "dark_css_variables": {"color-brand-primary": "#5fc9a4", "color-brand-content": "#5fc9a4"},
+    f"{ground}_css_variables": {
+        "color-brand-primary": colour,
+        "color-brand-content": colour,
+        "color-api-name": colour,
+        "color-api-pre-name": "var(--color-foreground-muted)",
+    }
+    for ground, colour in (("light", "#0b6e4f"), ("dark", "#5fc9a4"))
 }
