@@ -36,7 +36,6 @@ napoleon_use_param = False  # "first, second: (...)" stays one entry
 # Every reference must lead somewhere. Only types of other packages, and words that napoleon takes
 # for types, have no page here.
 nitpicky = True
-suppress_warnings = ["toc.empty_glob"]  # a page that index.md names before it is there
 nitpick_ignore_regex = [(r"py:(class|exc|obj)", r"(?!openmm_cgml).*")]
 
 html_theme = "furo"
