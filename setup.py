@@ -74,13 +74,13 @@ EXTRAS = {
     "cuda12": ["openmmtorch[cuda12]==1.5", "torch==2.9.*", "openmm[cuda12]>=8.4,<8.6", NVRTC_13],
     "external": ["torchmd-net"],  # of examples/external_network; external() itself needs none
     "analysis": ["deeptime"],  # of tica
-    "docs": ["sphinx", "myst-parser", "furo"],
+    "docs": ["sphinx", "myst-parser", "furo", "latex2mathml"],
     "dev": [
         *("pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"),
         *("physical_validation", "deeptime"),
         *("openmmml", "openmmtools"),  # tests with other programs
         *("py-rattler-build", "zstandard"),  # build conda-recipe/, look into the package
-        *("sphinx", "myst-parser", "furo"),
+        *("sphinx", "myst-parser", "furo", "latex2mathml"),
         *("nbformat", "nbclient", "ipykernel"),  # run the notebooks
     ],
 }

@@ -26,6 +26,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 smartquotes = False  # "--option" is no dash
 
+default_role = "code"  # `name` in docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say types where they matter, and shapes and units
 napoleon_google_docstring = True
@@ -43,6 +44,11 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_copy_source = False
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#0b6e4f", "color-brand-content": "#0b6e4f"},
-    "dark_css_variables": {"color-brand-primary": "#5fc9a4", "color-brand-content": "#5fc9a4"},
+    f"{ground}_css_variables": {
+        "color-brand-primary": colour,
+        "color-brand-content": colour,
+        "color-api-name": colour,
+        "color-api-pre-name": "var(--color-foreground-muted)",
+    }
+    for ground, colour in (("light", "#0b6e4f"), ("dark", "#5fc9a4"))
 }

@@ -41,8 +41,7 @@ SMALLER = {
 
 
 # Of each command: options that are set to this, whether the page gives them or not.
-LIGHTER: dict[str, dict[str, str | None]] = {
-    "quickstart": {"--quick": None},
+LIGHTER = {
     "reference": {"--ns": "0.005", "--equilibrate": "1", "--calibrate": "50"},
     "train": {"--epochs": "1"},
     "flow train": {"--epochs": "1"},
@@ -59,6 +58,7 @@ LIGHTER: dict[str, dict[str, str | None]] = {
 
 # Lines of the shell that no test of this file runs, and why.
 NOT_RUN = {
+    "cgml quickstart": "tests/test_quickstart.py",
     "cgml reference molecule.pdb -o solution.h5": "minutes of explicit solvent; test_examples.py",
     "pip install": "installs from PyPI; tests/test_packaging.py looks at what is required",
     "make ": "is how the tests themselves are run",
@@ -74,7 +74,10 @@ NOT_RUN = {
 INTERTWINED = {"docs/tutorial.md", "docs/howto_protein.md", "docs/howto_network.md"}
 
 # More than some seconds each, together more than the fast tests may take.
-SLOW: set[str] = set()
+SLOW = {
+    f"docs/{name}.md"
+    for name in ("backmapping", "howto_cluster", "howto_lipids", "howto_protein", "reference")
+}
 
 
 def names(pages: list[Path]) -> list[str]:
@@ -220,9 +223,6 @@ def lighter(line: str) -> list[str]:
     words = shlex.split(line, comments=True)[1:]
     options = next((LIGHTER[c] for c in (" ".join(words[:2]), words[0]) if c in LIGHTER), {})
     for option, value in options.items():
-        if value is None:  # a flag
-            words += [option] * (option not in words)
-            continue
         short = {"--number": "-n"}.get(option, option)
         for name in {option, short}:
             if name in words:

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -132,13 +133,10 @@ def test_formulas_have_no_unknown_commands(site):
 
 
 def test_every_export_and_module_is_in_the_api_reference(site):
-    from sphinx.util.inventory import InventoryFile
-
     import openmm_cgml as cgml
 
-    with open(site / "objects.inv", "rb") as handle:
-        inventory = InventoryFile.load(handle, "", lambda base, path: path)
-    described = {name for kind in inventory.data.values() for name in kind}
+    packed = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]  # after four lines of head
+    described = {line.split()[0] for line in zlib.decompress(packed).decode().splitlines()}
     for name in [*cgml._EXPORTS, *cgml.__all__]:
         found = getattr(cgml, name)
         inside = getattr(found, "__qualname__", None)  # tables have none
