@@ -157,7 +157,7 @@ def read_collection(path: str | Path) -> DatasetCollection:
             groups = {
                 name: handle["molecules"][name] for name in parse_json(handle.attrs["names"])
             }
-        except (KeyError, ValueError) as error:
+        except Exception as error:  # names of another kind, objects that are no groups
             raise InputError(
                 f"collection {path} is damaged or cut short; make it again"
             ) from error

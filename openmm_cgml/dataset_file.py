@@ -226,8 +226,14 @@ def open_hdf5(path: str | Path, kind: str, newest: int) -> Iterator[Any]:
             f"{kind} {path} is damaged or cut short, not a whole HDF5 file; make it again"
         ) from error
     with handle:
-        version = handle.attrs.get("schema_version")
-        found = handle.attrs.get("kind", "dataset")
+        try:
+            version = handle.attrs.get("schema_version")
+            found = str(handle.attrs.get("kind", "dataset"))
+            version = None if version is None else int(version)
+        except Exception as error:
+            raise InputError(
+                f"{kind} {path} is damaged, its attributes are of another kind; make it again"
+            ) from error
         if version is None:
             hint = ""
             if "coordinates" in handle:
@@ -237,7 +243,7 @@ def open_hdf5(path: str | Path, kind: str, newest: int) -> Iterator[Any]:
             raise InputError(f"{path} is not a {kind}; {hint}{_MAKE[kind]}")
         if found != kind:
             raise InputError(
-                f"{path} is not a {kind}; {_ELSEWHERE.get(str(found), '')}{_MAKE[kind]}"
+                f"{path} is not a {kind}; {_ELSEWHERE.get(found, '')}{_MAKE[kind]}"
             )
         if version > newest:
             raise InputError(

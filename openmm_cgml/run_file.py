@@ -525,9 +525,12 @@ class _opened:
                     f"run {self.path} was written by an older version (schema {version}); "
                     "simulate again"
                 )
-        except BaseException:
+        except InputError:
             self._handle.close()
             raise
+        except Exception as error:  # an attribute of another kind
+            self._handle.close()
+            raise self._damaged() from error
         return self._handle
 
     def __exit__(self, kind: Any, error: Any, _: Any) -> None:
@@ -563,6 +566,7 @@ def _read_part(files: Sequence[Path], stride: int, skip: int) -> tuple[dict[str,
             # Segments may hold the whole run, where there was no room to join them.
             end = info.get("steps", math.inf)
             share["finished"] = bool(handle.attrs["finished"] or handle.attrs["step"] >= end)
+            _require_shapes(handle, share, table)
         shares.append(share)
     joined = dict(shares[0]) if frames else _without_frames(shares[0])
     for name in table:
@@ -572,6 +576,29 @@ def _read_part(files: Sequence[Path], stride: int, skip: int) -> tuple[dict[str,
         joined["exchange_rung"] = np.zeros((0, int(joined["info"]["copies"])), dtype=np.int16)
     joined["events"] = [event for s in shares for event in s["events"]]
     return joined, frames
+
+
+def _require_shapes(handle: Any, share: dict[str, Any], table: dict[str, Any]) -> None:
+    """Raise ValueError unless arrays are of numbers and of the shapes that `Run` says."""
+    count, copies = len(share["time"]), int(share["info"]["copies"])
+    own = share["positions"].shape[1:2]
+    shapes = {"positions": (count, *own, len(share["topology"]), 3), "time": (count,)}
+    for name, (_, kind) in table.items():
+        found = share[name]
+        if found.shape != shapes.get(name, (count, *own)) or not np.can_cast(
+            found.dtype, kind, "same_kind"
+        ):
+            raise ValueError(f"{name} has shape {found.shape} and type {found.dtype}")
+    exchanges = len(share["exchange_time"])
+    if share["exchange_time"].shape != (exchanges,) or (
+        exchanges and share["exchange_rung"].shape != (exchanges, copies)
+    ):
+        raise ValueError("exchanges have another shape")
+    if count and copies < own[0]:
+        raise ValueError(f"{own[0]} copies are there of {copies}")
+    if not isinstance(share["events"], list):
+        raise ValueError("events are no list")
+    float(handle.attrs["step"])
 
 
 def _without_frames(share: dict[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def read_table(path: str | Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{what} {path} is no UTF-8 text ({error.reason}); save it so") from None
+        raise InputError(f"{what} {path} is broken: {error}; save it as UTF-8") from None
 
 
 def read_xml(path: str | Path, what: str) -> ElementTree.Element:

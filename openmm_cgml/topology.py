@@ -441,6 +441,8 @@ def _parmed_reader(path: Path) -> Any:
     with open(path, errors="replace") as handle:
         whole = handle.readline().startswith("%VERSION")
     if path.suffix.lower() == ".top" and not whole:
+        if not gromacs.GromacsTopologyFile.id_format(str(path)):
+            raise ValueError("it is no topology of GROMACS or Amber")
         return gromacs.GromacsTopologyFile
     return amber.LoadParm
 

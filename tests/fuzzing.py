@@ -26,7 +26,7 @@ import openmm_cgml as cgml
 
 #: Beyond what the process has when it starts.
 MEMORY = 4 << 30
-SECONDS = 20.0
+SECONDS = 10.0
 
 _NUMBERS = (0, 1, -1, 7, 127, 255, 32767, 65535, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1)
 _WORDS = (
@@ -318,8 +318,9 @@ def _batch(
         os.close(receive)
         try:
             _child(reader, folder, seed, number, end, send)
-        finally:
             os._exit(0)
+        finally:
+            os._exit(3)
     os.close(send)
     with os.fdopen(receive, "rb", buffering=0) as answers:
         lines = b""
@@ -358,6 +359,10 @@ def _child(reader: Reader, folder: Path, seed: int, number: int, end: int, send:
         os.dup2(nothing, stream)
     sys.stdout = sys.stderr = open(os.devnull, "w")
     warnings.simplefilter("ignore")
+    if place := os.environ.get("OPENMM_CGML_FUZZ_STACKS"):
+        import faulthandler
+
+        faulthandler.dump_traceback_later(0.8 * SECONDS, file=open(place, "a"))
     import torch
 
     torch.set_num_threads(1)
@@ -371,7 +376,10 @@ def _child(reader: Reader, folder: Path, seed: int, number: int, end: int, send:
         (place / name).write_bytes(path.read_bytes())
     file = place / f"damaged{reader.file.suffix}"
     for k in range(number, end):
-        file.write_bytes(damaged(reader, seed, k))
+        try:
+            file.write_bytes(damaged(reader, seed, k))
+        except Exception:  # nothing that could be damaged so: one byte less
+            file.write_bytes(reader.file.read_bytes()[:-1])
         try:
             with np.errstate(all="ignore"):
                 reader.read(file)

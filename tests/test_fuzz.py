@@ -6,8 +6,8 @@ The slow run damages over 10 000 files; ``OPENMM_CGML_FUZZ=result.json`` keeps i
 
 import json
 import os
+import resource
 import sys
-import time
 from pathlib import Path
 
 import torch  # before openmm
@@ -311,33 +311,35 @@ def test_a_few_damaged_files(name, readers, tmp_path) -> None:
 def test_ten_thousand_damaged_files(readers, tmp_path) -> None:
     few = os.environ.get("OPENMM_CGML_FUZZ_COUNT")
     only = os.environ.get("OPENMM_CGML_FUZZ_ONLY", "").split()
-    started = time.perf_counter()
-    outcomes = [
-        run(readers[name], tmp_path, int(few or count), SEED, first=FEW)
-        for name, count in COUNTS.items()
-        if not only or name in only
-    ]
-    total = sum(sum(outcome.counts.values()) for outcome in outcomes)
-    if place := os.environ.get("OPENMM_CGML_FUZZ"):
-        report = {
-            "seed": SEED,
-            "total": total,
-            "seconds": round(time.perf_counter() - started, 1),
-            "limits": {"seconds": SECONDS, "memory": MEMORY},
-            "versions": {
-                "python": sys.version.split()[0], "torch": torch.__version__,
-                "openmm": openmm.version.version, "mdtraj": mdtraj.__version__,
-                "h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version,
-            },
-            "readers": {
-                o.name: {**o.counts, "seconds": round(o.seconds, 1), "failures": o.failures}
-                for o in outcomes
-            },
-        }  # fmt: skip
-        Path(place).write_text(json.dumps(report, indent=1))
+    outcomes: list[Outcome] = []
+    for name, count in COUNTS.items():
+        if not only or name in only:
+            outcomes.append(run(readers[name], tmp_path, int(few or count), SEED, first=FEW))
+            if place := os.environ.get("OPENMM_CGML_FUZZ"):
+                Path(place).write_text(json.dumps(report(outcomes), indent=1))
+    total = report(outcomes)["total"]
     for outcome in outcomes:
         require_good(outcome)
     assert few or only or total >= 10_000
+
+
+def report(outcomes: list[Outcome]) -> dict:
+    """What the slow run keeps."""
+    return {
+        "seed": SEED,
+        "total": sum(sum(o.counts.values()) for o in outcomes),
+        "seconds": round(sum(o.seconds for o in outcomes), 1),
+        "limits": {"seconds": SECONDS, "memory": MEMORY},
+        "versions": {
+            "python": sys.version.split()[0], "torch": torch.__version__,
+            "openmm": openmm.version.version, "mdtraj": mdtraj.__version__,
+            "h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version,
+        },
+        "readers": {
+            o.name: {**o.counts, "seconds": round(o.seconds, 1), "failures": o.failures}
+            for o in outcomes
+        },
+    }  # fmt: skip
 
 
 def require_good(outcome: Outcome) -> None:
