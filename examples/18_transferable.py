@@ -4,8 +4,8 @@ Capped chains of alanine (A) and glycine (G) are made and run with all atoms, in
 and at 400 K, where short runs go everywhere. One PaiNN, which knows beads by their types, learns
 the forces of some of them; each is then run with it, and so are chains that it was not trained on.
 Beside it stand the prior alone, which is transferable too, and a model that was trained on the
-very chain. Writes the datasets, the models and ``transferable.png``; data and models that are
-there already are not made again.
+very chain. Writes the datasets, the models, the runs and ``transferable.png``; what is there
+already is not made again.
 
     python 18_transferable.py --output transferable
 """
@@ -69,19 +69,17 @@ def main() -> None:
             models |= {"prior alone": cgml.load_model(alone), "own model": cgml.load_model(own)}
         for name, model in models.items():
             run_file = folder / f"{chain}_{name.split()[0]}.h5"
-            run_file.unlink(missing_ok=True)
-            copies = cgml.Langevin(
-                model,
-                reference.positions[0],
-                copies=16 if quick else 64,
-                timestep=0.004,
-                friction=5.0,
-            )
-            interval = 0.1 if quick else 0.25
-            run = copies.run(run_file, ns=0.002 if quick else 0.03, interval=interval)
+            if not run_file.exists():
+                copies = cgml.Langevin(
+                    model, reference.positions[0], copies=16 if quick else 64, timestep=0.004,
+                    friction=5.0,
+                )  # fmt: skip
+                interval = 0.1 if quick else 0.2
+                copies.run(run_file, ns=0.002 if quick else 0.02, interval=interval)
+            run = cgml.read_run(run_file)
             comparisons.setdefault(chain, {})[name] = [
                 cgml.compare(run, reference, torsions, temperature=TEMPERATURE,
-                             discard_ps=0.2 if quick else 6.0)
+                             discard_ps=0.2 if quick else 5.0)
                 for torsions in phi_psi(topology)
             ]  # fmt: skip
 
