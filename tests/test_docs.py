@@ -76,7 +76,10 @@ INTERTWINED = {"docs/tutorial.md", "docs/howto_protein.md", "docs/howto_network.
 # More than some seconds each, together more than the fast tests may take.
 SLOW = {
     f"docs/{name}.md"
-    for name in ("backmapping", "howto_cluster", "howto_lipids", "howto_protein", "reference")
+    for name in (
+        *("backmapping", "engine", "reference"),
+        *("howto_cluster", "howto_lipids", "howto_protein"),
+    )
 }
 
 
@@ -186,6 +189,13 @@ def workplace(files, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def written_anew(folder: Path, code: str, how: str) -> None:
+    """Remove the runs that a page's code writes itself: none is ever written over another."""
+    for name in ("cg.h5", "remd.h5"):
+        if how.format(name) in code:
+            (folder / name).unlink()
+
+
 def script_of(text: str, place: Path, number: int) -> str:
     """A block as a file: TorchScript reads classes' sources."""
     script = place / f"block{number}.py"
@@ -204,8 +214,7 @@ def pages_with(*languages: str) -> list:
     "page", [p for p in pages_with("python") if p.values[0] not in INTERTWINED]
 )
 def test_python_runs(page, workplace):
-    if page == "README.md":
-        (workplace / "cg.h5").unlink()  # its own run writes it, and never over another
+    written_anew(workplace, "".join(blocks(ROOT / page, "python")), '.run("{}"')
     namespace: dict = {}
     for number, block in enumerate(blocks(ROOT / page, "python")):
         script = script_of(block, workplace, number)
@@ -235,15 +244,13 @@ def lighter(line: str) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("page", pages_with("bash"))
+@pytest.mark.parametrize("page", pages_with("(?:bash|sh)"))
 def test_commands_run(page, workplace):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for written in ("cg.h5", "remd.h5"):
-        if f"-o {written}" in "".join(blocks(ROOT / page, "bash")):
-            (workplace / written).unlink()  # its own run writes it, and never over another
+    written_anew(workplace, "".join(blocks(ROOT / page, "(?:bash|sh)")), "-o {}")
     namespace: dict = {}
     for number, (language, block) in enumerate(
-        re.findall(r"^```(bash|python)\n(.*?)^```", text, re.M | re.S)
+        re.findall(r"^```(bash|sh|python)\n(.*?)^```", text, re.M | re.S)
     ):
         if language == "python":
             if page in INTERTWINED:
@@ -270,7 +277,7 @@ def test_every_command_is_in_a_page():
     lines = [
         line
         for page in PAGES
-        for block in blocks(page, "bash")
+        for block in blocks(page, "(?:bash|sh)")
         for line in shell_lines(block)
         if line.startswith("cgml ")
     ]
@@ -282,7 +289,10 @@ def test_every_command_is_in_a_page():
 
 def test_what_is_not_run_is_still_there():
     lines = [
-        line for page in PAGES for block in blocks(page, "bash") for line in shell_lines(block)
+        line
+        for page in PAGES
+        for block in blocks(page, "(?:bash|sh)")
+        for line in shell_lines(block)
     ]
     for known in NOT_RUN:
         assert any(line.startswith(known) for line in lines), known
@@ -334,7 +344,8 @@ def test_links_lead_somewhere(page):
             assert linked.exists(), f"{page}: {target}"
             if anchor:
                 titles = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.M)
-                assert anchor in [t.lower().replace(" ", "-") for t in titles], target
+                slugs = [re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles]
+                assert anchor in slugs, target
 
 
 def test_tables_are_documented():
@@ -365,6 +376,14 @@ def test_file_keys_are_documented(files):
             assert f"`{key}`" in text, f"{name}: {key}"
     for key in cgml.read_run(files / "cg.h5").info:
         assert f"`{key}`" in text, key
+
+
+@pytest.mark.parametrize("page", names(PAGES))
+def test_commands_are_in_blocks_that_are_run(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(.*)\n(.*?)^```", text, re.M | re.S):
+        if language not in ("bash", "sh"):
+            assert not re.search(r"^(\$ )?(cgml|pip|make|torchrun) ", block, re.M), block
 
 
 def messages() -> set[str]:
