@@ -242,9 +242,7 @@ def open_hdf5(path: str | Path, kind: str, newest: int) -> Iterator[Any]:
                 )
             raise InputError(f"{path} is not a {kind}; {hint}{_MAKE[kind]}")
         if found != kind:
-            raise InputError(
-                f"{path} is not a {kind}; {_ELSEWHERE.get(found, '')}{_MAKE[kind]}"
-            )
+            raise InputError(f"{path} is not a {kind}; {_ELSEWHERE.get(found, '')}{_MAKE[kind]}")
         if version > newest:
             raise InputError(
                 f"{kind} {path} has schema {version}, this version reads up to "
