@@ -62,7 +62,7 @@ def dcd_layout(path: Path) -> DCDLayout:
         (title,) = struct.unpack(order + "i", handle.read(4))
         handle.seek(title + 4, 1)
         _, atoms, _ = struct.unpack(order + "3i", handle.read(12))
-        if title < 0 or atoms < 0 or not 0 <= fixed <= atoms:
+        if promised < 0 or title < 0 or atoms < 0 or not 0 <= fixed <= atoms:
             raise ValueError("not a DCD header")
         free = None
         if fixed:

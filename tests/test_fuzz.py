@@ -6,7 +6,6 @@ The slow run damages over 10 000 files; ``OPENMM_CGML_FUZZ=result.json`` keeps i
 
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 
