@@ -84,6 +84,8 @@ def read_zip(raw: bytes) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             require_modest_zip(archive, len(raw))
+            if min(entry.header_offset for entry in archive.infolist()) != 0:
+                raise Refused("something stands before its first entry")
             return {entry.filename: archive.read(entry) for entry in archive.infolist()}
     except Refused:
         raise

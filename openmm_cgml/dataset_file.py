@@ -5,6 +5,7 @@ makes `CGDataset` of them.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -213,7 +214,7 @@ def open_hdf5(path: str | Path, kind: str, newest: int) -> Iterator[Any]:
     """
     path = Path(path)
     folder = segments_folder(path)
-    if not path.exists() and folder.is_dir():
+    if not os.path.exists(path) and os.path.isdir(folder):  # False for an impossible name
         raise InputError(
             f"{kind} {path} is not there yet: the run that writes it was stopped or still goes on "
             f"(its parts are in {folder}); start the same command again, it goes on to the end"

@@ -22,6 +22,7 @@ class DCDLayout:
         atoms: number of atoms.
         offset: bytes before the first frame.
         record: of one frame; blocks of numbers between markers of their length.
+        free: (free atoms,), the atoms that later frames hold; None if that is all.
     """
 
     promised: int
@@ -29,6 +30,19 @@ class DCDLayout:
     atoms: int
     offset: int
     record: np.dtype[Any]
+    free: np.ndarray | None = None
+
+    @property
+    def later(self) -> np.dtype[Any]:
+        """The record of every frame but the first."""
+        if self.free is None:
+            return self.record
+        names = self.record.names or ()
+        fields = [(n, self.record[n]) for n in names]
+        count = len(self.free)
+        return np.dtype(
+            [(n, (k.base, (count,)) if n in ("x", "y", "z", "w") else k) for n, k in fields]
+        )
 
 
 def dcd_layout(path: Path) -> DCDLayout:
@@ -48,6 +62,14 @@ def dcd_layout(path: Path) -> DCDLayout:
         (title,) = struct.unpack(order + "i", handle.read(4))
         handle.seek(title + 4, 1)
         _, atoms, _ = struct.unpack(order + "3i", handle.read(12))
+        if promised < 0 or title < 0 or atoms < 0 or not 0 <= fixed <= atoms:
+            raise ValueError("not a DCD header")
+        free = None
+        if fixed:
+            block = handle.read(4 * (atoms - fixed) + 8)
+            free = np.frombuffer(block[4:-4], order + "i4").astype(np.int64) - 1
+            if len(free) != atoms - fixed or ((free < 0) | (free >= atoms)).any():
+                raise ValueError("fixed atoms are numbered wrongly")
         offset = handle.tell()
     # X-PLOR's files (version 0) have neither flag but a number of another kind in their place.
     blocks = [("cell", "f8", 6)] if version and cell else []
@@ -56,7 +78,7 @@ def dcd_layout(path: Path) -> DCDLayout:
     for name, kind, count in blocks:
         fields += [(name + "<", order + "i4"), (name, order + kind, (count,))]
         fields += [(name + ">", order + "i4")]
-    return DCDLayout(promised, fixed, atoms, offset, np.dtype(fields))
+    return DCDLayout(promised, fixed, atoms, offset, np.dtype(fields), free)
 
 
 def read_dcd(
@@ -65,7 +87,7 @@ def read_dcd(
     """Read what mdtraj reads, several times as fast: it goes from number to number.
 
     Args:
-        path: a file whose frames are of one length.
+        path: the file.
         layout: of the file.
         atoms: number of atoms of the topology.
         size: frames at a time.
@@ -81,11 +103,13 @@ def read_dcd(
             f"{path} does not fit the topology of {atoms} atoms (it has {layout.atoms}); "
             "give the topology that it was written with"
         )
-    sizes = {n: layout.record[n].itemsize for n in layout.record.names or () if n.isalpha()}
     with open(path, "rb") as handle:
         handle.seek(layout.offset)
         start = 0
-        while len(frames := np.fromfile(handle, layout.record, size)):
+        first: np.ndarray | None = None
+        record, count = layout.record, size if layout.free is None else 1
+        while len(frames := np.fromfile(handle, record, count)):
+            sizes = {n: record[n].itemsize for n in record.names or () if n.isalpha()}
             for name, length in sizes.items():
                 wrong = (frames[name + "<"] != length) | (frames[name + ">"] != length)
                 if wrong.any():
@@ -94,8 +118,15 @@ def read_dcd(
                         "); make it again, or cut it to whole frames"
                     )
             positions = np.empty((len(frames), atoms, 3), dtype=np.float32)
-            for axis, name in enumerate("xyz"):
-                np.multiply(frames[name], np.float32(0.1), out=positions[:, :, axis])
+            if first is None:
+                for axis, name in enumerate("xyz"):
+                    np.multiply(frames[name], np.float32(0.1), out=positions[:, :, axis])
+            else:
+                positions[:] = first
+                for axis, name in enumerate("xyz"):
+                    positions[:, layout.free, axis] = np.float32(0.1) * frames[name]
+            if layout.free is not None and first is None:
+                first, record, count = positions[0].copy(), layout.later, size
             yield positions, _dcd_box(frames["cell"]) if "cell" in sizes else None
             start += len(frames)
 
@@ -120,9 +151,11 @@ def check_dcd(path: Path, size: int) -> str | None:
         ValueError, struct.error: as `dcd_layout`.
     """
     layout = dcd_layout(path)
-    if layout.fixed:
-        return None  # its frames differ in length
     held, rest = divmod(size - layout.offset, layout.record.itemsize)
+    if layout.free is not None and held:
+        later = size - layout.offset - layout.record.itemsize
+        held, rest = divmod(later, layout.later.itemsize)
+        held += 1
     if rest or held < layout.promised:
         part = " and a part of one" if rest else ""
         return f"is cut short: its header says {layout.promised} frames, it holds {held}{part}"

@@ -206,8 +206,8 @@ def read_positions(
         return
     path = source.positions
     require_whole_trajectory(path)
-    if path.suffix.lower() == ".dcd" and not (layout := dcd_layout(path)).fixed:
-        yield from read_dcd(path, layout, top.n_atoms, size)
+    if path.suffix.lower() == ".dcd":
+        yield from read_dcd(path, dcd_layout(path), top.n_atoms, size)
         return
     with_top = {} if path.suffix.lower() == ".pdb" else {"top": top}
     chunks = iter(mdtraj.iterload(str(path), chunk=size, **with_top))

@@ -47,9 +47,21 @@ class _Inspection:
         self._root, self._path = handle.id, path
         self._limit = most_expanded(path.stat().st_size)
         self._objects = self._bytes = 0
+        self._error: Exception | None = None
 
     def run(self) -> None:
-        self._root.links.visit(self._look, info=True)
+        self._root.links.visit(self._visit, info=True)
+        if self._error is not None:
+            raise self._error
+
+    def _visit(self, name: bytes, link: Any) -> bool | None:
+        """Look at one link; HDF5 loses an error that is raised here, and stops at any answer."""
+        try:
+            self._look(name, link)
+        except Exception as error:
+            self._error = error
+            return True
+        return None
 
     def _look(self, name: bytes, link: Any) -> None:
         from h5py import h5d, h5l, h5o

@@ -376,7 +376,7 @@ def _files_of(path: Path) -> tuple[int, list[str]]:
     """
     try:
         joined = path.stat().st_ino
-    except OSError:
+    except (OSError, ValueError):
         joined = 0
     return joined, _names(segments_folder(path))
 
@@ -385,7 +385,7 @@ def _names(folder: Path) -> list[str]:
     """Return the sorted names in a folder; none if it is not there, or is removed meanwhile."""
     try:
         return sorted(os.listdir(folder))
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return []
 
 
@@ -400,10 +400,15 @@ def _read_run(path: Path, stride: int) -> Run:
         skip = (skip - frames) % stride
         pieces.append(piece)
     last = pieces[-1]
-    arrays: dict[str, Any] = {
-        name: np.concatenate([p[name] for p in pieces])
-        for name in (*_frame_arrays(last["info"]), "exchange_time", "exchange_rung")
-    }
+    try:
+        arrays: dict[str, Any] = {
+            name: np.concatenate([p[name] for p in pieces])
+            for name in (*_frame_arrays(last["info"]), "exchange_time", "exchange_rung")
+        }
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"the parts of run {path} are of different runs ({error}); put back its own"
+        ) from error
     return Run(
         topology=last["topology"],
         info=last["info"],
@@ -476,7 +481,7 @@ def _parts(path: Path) -> list[list[Path]]:
     firsts = [folder / name for name in _names(folder) if re.fullmatch(r".{6}\.h5", name)]
     parts: list[list[Path]] = []
     step = -1
-    if path.exists():
+    if os.path.exists(path):  # False for a name that none can have
         with _opened(path) as handle:
             step = int(handle.attrs["step"])
         parts.append([path])
@@ -594,7 +599,7 @@ def _require_shapes(handle: Any, share: dict[str, Any], table: dict[str, Any]) -
         exchanges and share["exchange_rung"].shape != (exchanges, copies)
     ):
         raise ValueError("exchanges have another shape")
-    if count and copies < own[0]:
+    if not 0 < copies < 1 << 31 or (count and copies < own[0]):
         raise ValueError(f"{own[0]} copies are there of {copies}")
     if not isinstance(share["events"], list):
         raise ValueError("events are no list")

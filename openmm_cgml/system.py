@@ -259,8 +259,8 @@ def _require_harmless(element: ElementTree.Element, path: Path, known: set[str])
     # Its first version named a file; a program beside that name would not be the one that runs.
     if kind == "TorchForce" and element.get("version") not in ("2", "3", "4"):
         raise UntrustedModelError(
-            f"{path} holds a TorchForce of version {element.get('version')}, which reads another "
-            "file; create the System from the model file instead"
+            f"{path} holds a TorchForce of an early version, which reads another file; "
+            "create the System from the model file instead"
         )
     if kind in ("TorchForce", "CGMLForce"):
         try:
