@@ -212,10 +212,12 @@ def test_package_makes_the_command(package, tmp_path) -> None:
     """conda makes the scripts of a noarch package on installation, from info/link.json."""
     name = package.filename.removesuffix(".conda")
     with zipfile.ZipFile(package.path) as archive:
-        archive.extract(f"info-{name}.tar.zst", tmp_path)
-    info = unpack_zst(tmp_path / f"info-{name}.tar.zst")
+        archive.extractall(tmp_path)
+    info, files = (unpack_zst(tmp_path / f"{part}-{name}.tar.zst") for part in ("info", "pkg"))
     link = json.loads(info["info/link.json"])
     assert link["noarch"] == {"type": "python", "entry_points": ["cgml = openmm_cgml.cli:main"]}
+    (entries,) = (data for place, data in files.items() if place.endswith("entry_points.txt"))
+    assert b"[openmmml.potentials]\ncgml = openmm_cgml.plugin:CGML" in entries
     about = json.loads(info["info/about.json"])
     assert about["summary"] == "Machine-learned coarse-grained simulation in OpenMM"
     assert info["info/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
