@@ -8,13 +8,13 @@ import numpy as np
 
 from . import plot_run
 from .analysis import dihedral_angles
+from .backbone_torsions import backbone_dihedrals, ramachandran
 from .collection import DatasetCollection
 from .dataset import CGDataset
 from .dataset_info import DatasetInfo, describe
 from .errors import InputError
 from .observables import contact_map, molecule_of, whole
 from .page import figure, grid, heading, paragraph, row, table, write_page
-from .ramachandran import backbone_dihedrals, ramachandran
 from .run_page import rdf_sections, torsion_sections
 
 # Frames that distributions are taken from, bead distances of a contact map, bead positions of
@@ -162,10 +162,9 @@ def _beads(part: CGDataset) -> str:
 def _distributions(part: CGDataset) -> list[str]:
     """Return figures of bonds, angles and torsions by the types of their beads."""
     drawn = []
-    for name, values, unit, degrees in _internal(part):
-        kinds = sorted(values, key=lambda kind: -values[kind][0].size)
+    for name, values, unit, count in _internal(part):
         named = {}
-        for kind in kinds[:_KINDS]:
+        for kind in values:
             numbers, weights = values[kind]
             bins = np.linspace(-180, 180, 73) if name == "torsions" else 60
             density, edges = np.histogram(numbers, bins, weights=weights, density=True)
@@ -173,11 +172,10 @@ def _distributions(part: CGDataset) -> list[str]:
         if not named:
             continue
         text = f"Weighted distributions of the {name} by the types of their beads"
-        if len(kinds) > _KINDS:
-            text += f"; of {len(kinds)} kinds the {_KINDS} commonest"
+        if count > len(values):
+            text += f"; of {count} kinds {len(values)}, the commonest first"
         drawn.append(figure(
-            plot_run.histograms(named, f"{name[:-1]}, {unit}", periodic=degrees and
-                                name == "torsions"),
+            plot_run.histograms(named, f"{name[:-1]}, {unit}", periodic=name == "torsions"),
             f"{text}.", small=True,
         ))  # fmt: skip
     return drawn
@@ -185,8 +183,8 @@ def _distributions(part: CGDataset) -> list[str]:
 
 def _internal(
     part: CGDataset,
-) -> list[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]], str, bool]]:
-    """Return name, kind -> values and weights, unit, and whether they are degrees."""
+) -> list[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]], str, int]]:
+    """Return name, kind -> values and weights, unit, and how many kinds there are."""
     import torch
 
     from . import geometry
@@ -210,7 +208,7 @@ def _internal(
             by_kind.setdefault(kind, []).append(tuple(term))
         values = {}
         commonest = sorted(by_kind, key=lambda kind: -len(by_kind[kind]))
-        for kind in by_kind if len(by_kind) <= _KINDS else commonest[:_KINDS]:
+        for kind in commonest[:_KINDS]:
             index = torch.tensor(by_kind[kind])
             if name == "torsions":
                 numbers = np.degrees(dihedral_angles(part.positions, by_kind[kind], box))
@@ -225,7 +223,7 @@ def _internal(
                 numbers = np.concatenate(chunks)
             weights = np.repeat(part.probabilities, numbers.shape[1])
             values[kind] = (numbers.ravel(), weights)
-        found.append((name, values, unit, unit == "degrees"))
+        found.append((name, values, unit, len(by_kind)))
     return found
 
 

@@ -8,6 +8,7 @@ from .card_page import write_flow_page, write_model_page
 from .dataset_page import write_collection_page, write_dataset_page
 from .errors import InputError
 from .files import require_file, segments_folder
+from .hdf5_files import open_hdf5_file
 from .run_page import RunChoices, write_run_page
 
 #: Kinds of files that have pages.
@@ -31,19 +32,22 @@ def recognise(file: str | Path) -> str:
     with open(path, "rb") as handle:
         head = handle.read(8)
     if head == _HDF5:
-        import h5py
-
         try:
-            with h5py.File(path, "r") as opened:
+            with open_hdf5_file(path) as opened:
                 kind = str(opened.attrs.get("kind", "dataset"))
-        except OSError as error:
+        except InputError:
+            raise
+        except Exception as error:  # h5py has one for every kind of damage
             raise InputError(f"{path} is damaged or cut short; make it again") from error
         if kind in KINDS:
             return kind
         raise InputError(f"{path} is a {kind}, of which there is no page; give a {_named()}")
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise InputError(f"{path} is damaged or cut short; make it again") from error
         if any(name.endswith("/extra/card.json") for name in names):
             return "model"
         if any(name.endswith("/data.pkl") for name in names):

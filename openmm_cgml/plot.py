@@ -11,7 +11,7 @@ from .canvas import DASHED, DOTTED, MODEL, ONE, OTHER, REFERENCE, png, subplots
 #: kJ/mol; the difference map leaves out bins whose reference free energy is higher.
 DIFFERENCE_BELOW = 20.0
 #: kJ/mol; bins of the difference map that are lower by more are dotted.
-_MARKED = 2.0
+MARKED = 2.0
 
 _DEGREES = 180 / np.pi
 
@@ -41,7 +41,7 @@ def free_energy_maps(comparison: Comparison, labels: tuple[str, str], title: str
     # Where the reference is higher, a model bin holds a count or two: noise, not a difference.
     difference = np.where(reference < DIFFERENCE_BELOW, model - reference - shift, np.nan)
     mesh = axes[2].pcolormesh(edges, edges, difference.T, cmap="RdBu_r", vmin=-8, vmax=8)
-    low, high = np.nonzero(difference < -_MARKED)
+    low, high = np.nonzero(difference < -MARKED)
     axes[2].plot(centres[low], centres[high], ".", ms=1.6, color="black")  # both ends are dark
     figure.colorbar(mesh, ax=axes[2], label="difference, kJ/mol", pad=0.03)
     axes[2].set_title("difference")

@@ -20,9 +20,9 @@ from .canvas import (
     png,
     subplots,
 )  # fmt: skip
-from .convergence import Convergence, HalvesDivergence
 from .landscape import FreeEnergySurface
 from .rdf import RadialDistribution
+from .run_convergence import Convergence, HalvesDivergence
 from .timescales import ImpliedTimescales
 from .topology import CGTopology
 

@@ -116,7 +116,7 @@ def comparison_sections(comparison: Comparison, labels: tuple[str, str]) -> list
             plot.free_energy_maps(comparison, labels, name),
             "Free energy over two dihedrals; 60 × 60 bins; the difference's mean over the "
             f"reference is removed, bins above {plot.DIFFERENCE_BELOW:g} kJ/mol are left out. "
-            "Grey: never visited.",
+            f"Grey: never visited; dotted: the model is lower by more than {plot.MARKED:g}.",
         ),
         figure(
             plot.profiles(comparison, labels, name),

@@ -590,6 +590,8 @@ def _require_shapes(handle: Any, share: dict[str, Any], table: dict[str, Any]) -
     shapes = {"positions": (count, *own, len(share["topology"]), 3), "time": (count,)}
     for name, (_, kind) in table.items():
         found = share[name]
+        if not count and not found.size:  # written before the first frame
+            continue
         if found.shape != shapes.get(name, (count, *own)) or not np.can_cast(
             found.dtype, kind, "same_kind"
         ):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import plot_run
-from .convergence import Convergence, convergence, halves_divergence
+from .backbone_torsions import backbone_dihedrals, ramachandran, residue_table
 from .errors import InputError
 from .landscape import (
     frame_interval,
@@ -22,8 +22,8 @@ from .landscape import (
 )  # fmt: skip
 from .observables import NativeContacts, contact_map, molecule_of, radius_of_gyration, rmsd, whole
 from .page import figure, grid, heading, paragraph, row, table, write_page
-from .ramachandran import backbone_dihedrals, ramachandran, residue_table
 from .rdf import radial_distribution
+from .run_convergence import Convergence, convergence, halves_divergence
 from .run_file import FRAME_ARRAYS, OPTIONAL_ARRAYS, Run
 from .timescales import implied_timescales
 from .topology import bonded_torsions
@@ -345,7 +345,8 @@ def _structure(part: _Part, view: _View, observables: dict[str, tuple[np.ndarray
         )  # fmt: skip
         what = choices.native_name or "the copy's first frame"
         deviation = _masked(deviation, view.well)
-        observables["RMSD"] = (deviation, "RMSD, nm")
+        if native is not None:  # to frames of their own, copies need not agree with each other
+            observables["RMSD"] = (deviation, "RMSD, nm")
         drawn.append(figure(
             plot_run.series(time, deviation, "RMSD, nm"),
             f"RMSD to {what} after superposition, in time; mean {np.nanmean(deviation):.3f} nm.",
@@ -548,11 +549,11 @@ def _slow(part: _Part, view: _View) -> None:
         "Level is good; in the shade they are shorter than the lag and mean nothing.", small=True,
     ))  # fmt: skip
     part.sections += [heading("Slow motion, in CG time"), row(drawn)]
-    last = [_number(v) for v in found.values[-1]]
     part.record["implied_timescales_ps_cg_time"] = {
-        "lag_ps": float(found.lags[-1]), "values": last,
-        "errors": [_number(v) for v in found.errors[-1]],
-    }  # fmt: skip
+        "lags_ps": found.lags.tolist(),
+        "values": [[_number(v) for v in line] for line in found.values],
+        "errors": [[_number(v) for v in line] for line in found.errors],
+    }
     part.record["tica_lag_ps"] = float(lag)
 
 
@@ -596,7 +597,8 @@ def _convergence(part: _Part, view: _View, observables: dict[str, tuple[np.ndarr
         grid(("observable", "mean", "standard error", "effective samples", "split R-hat"), rows),
         paragraph(f"{int(healthy.sum()):,} {view.lane}. R-hat compares half chains with each "
                   f"other (rank-normalised, Vehtari et al. 2021): above {_RHAT} they do not "
-                  "agree yet. It tells nothing of what no copy has seen."),
+                  "agree yet. Errors take the copies as independent of each other, and none of "
+                  "it tells what no copy has seen."),
     ]  # fmt: skip
     part.record["convergence"] = {
         name: {"mean": one.mean, "error": _number(one.error), "effective": one.effective,
@@ -609,8 +611,9 @@ def _convergence(part: _Part, view: _View, observables: dict[str, tuple[np.ndarr
                    (_text(float(worst), 4), "largest split R-hat (1 is good)")]  # fmt: skip
     if worst > _RHAT:
         part.notes.append(
-            f"Split R-hat reaches {worst:.3f}: {view.lane} do not agree with each other yet. Run "
-            "longer, or leave out more of the start (--discard)."
+            f"Split R-hat reaches {worst:.3f}: single {view.lane} have not yet seen what all have "
+            "together, so slow populations still depend on where they started. Run longer, or "
+            "leave out more of the start (--discard)."
         )
 
 

@@ -41,9 +41,10 @@ LEVELS = [
     "native/ native_prior torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
     (
-        "observables analysis convergence rdf landscape ramachandran timescales benchmark export "
-        "backmapping quality relaxation atomistic entropy ranking canvas plot plot_run "
-        "map_picture page report native_structure run_page dataset_page card_page file_report"
+        "observables analysis run_convergence rdf landscape backbone_torsions timescales "
+        "benchmark export backmapping quality relaxation atomistic entropy ranking canvas plot "
+        "plot_run map_picture page report native_structure run_page dataset_page card_page "
+        "file_report"
     ),
     (
         "doctor quickstart_page quickstart command_options command_step command_map command_data "

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import openmm_cgml as cgml
-from openmm_cgml.convergence import convergence, halves_divergence, split_rhat
+from openmm_cgml.run_convergence import convergence, halves_divergence, split_rhat
 
 
 def autoregressive(frames: int, chains: int, decay: float, seed: int) -> np.ndarray:

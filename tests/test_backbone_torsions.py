@@ -5,7 +5,7 @@ import pytest
 
 import openmm_cgml as cgml
 from openmm_cgml.analysis import dihedral_angles
-from openmm_cgml.ramachandran import backbone_dihedrals, ramachandran, residue_table
+from openmm_cgml.backbone_torsions import backbone_dihedrals, ramachandran, residue_table
 from openmm_cgml.units import thermal_energy
 
 
