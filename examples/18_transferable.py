@@ -26,7 +26,7 @@ import openmm_cgml as cgml
 from openmm_cgml.analysis import Comparison, free_energy
 
 TEMPERATURE = 400.0  # K
-LEARNED, NEW = ("A", "G", "AA", "AG"), ("GA", "AAA")
+LEARNED = ("A", "G", "AA", "AG")
 COLOURS = {"prior alone": "#999999", "one model for all": "#0072b2", "own model": "#d55e00"}
 MARKERS = {"prior alone": "s", "one model for all": "o", "own model": "^"}
 DATA = Path(cgml.__file__).parent / "data" / "quickstart"
@@ -37,12 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the files")
     parser.add_argument("--ns", type=float, default=4.0, help="of all atoms, of each chain")
+    parser.add_argument("--new", nargs="+", default=["GA"], help="chains it is not trained on")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--quick", action="store_true", help="a small version, not converged")
     options = parser.parse_args()
     quick, folder = options.quick, options.output
     folder.mkdir(parents=True, exist_ok=True)
-    learned, new = (("A", "AG"), ("GA",)) if quick else (LEARNED, NEW)
+    learned, new = ("A", "AG") if quick else LEARNED, options.new
 
     # 1. All-atom data.
     data = {chain: all_atom(folder, chain, options) for chain in (*learned, *new)}
