@@ -182,8 +182,8 @@ def draw(path: Path, comparisons: dict, learned: tuple[str, ...]) -> None:
     """Draw the last chain's residues, all atoms above the model, and JS* of all."""
     chain, models = list(comparisons.items())[-1]
     residues = models["one model for all"]
-    figure = plt.figure(figsize=(10.5, 4.8), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[len(residues), 2.2])
+    figure = plt.figure(figsize=(10.5, 4.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[len(residues) + 0.4, 2.2])
     axes = left.subplots(2, len(residues), sharex=True, sharey=True, squeeze=False)
     edges = np.degrees(residues[0].reference.edges)
     for number, one in enumerate(residues):
@@ -209,7 +209,8 @@ def draw(path: Path, comparisons: dict, learned: tuple[str, ...]) -> None:
     axis.legend(named.values(), named.keys(), frameon=False)
     names = [f"{name}\n{'learned' if name in learned else 'new'}" for name in comparisons]
     axis.set_xticks(range(len(names)), names)
-    axis.set(ylabel="JS* a residue (nats), two standard errors", ylim=(0, None))
+    axis.axhline(0, color="#999999", lw=0.8)
+    axis.set(ylabel="JS* a residue (nats)")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
