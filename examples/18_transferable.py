@@ -26,7 +26,7 @@ import openmm_cgml as cgml
 from openmm_cgml.analysis import Comparison, free_energy
 
 TEMPERATURE = 400.0  # K
-LEARNED, NEW = ("A", "G", "AA", "AG"), ("GA", "AAA")
+LEARNED = ("A", "G", "AA", "AG")
 COLOURS = {"prior alone": "#999999", "one model for all": "#0072b2", "own model": "#d55e00"}
 MARKERS = {"prior alone": "s", "one model for all": "o", "own model": "^"}
 DATA = Path(cgml.__file__).parent / "data" / "quickstart"
@@ -37,12 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the files")
     parser.add_argument("--ns", type=float, default=4.0, help="of all atoms, of each chain")
+    parser.add_argument("--new", nargs="+", default=["GA"], help="chains it is not trained on")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--quick", action="store_true", help="a small version, not converged")
     options = parser.parse_args()
     quick, folder = options.quick, options.output
     folder.mkdir(parents=True, exist_ok=True)
-    learned, new = (("A", "AG"), ("GA",)) if quick else (LEARNED, NEW)
+    learned, new = ("A", "AG") if quick else LEARNED, options.new
 
     # 1. All-atom data.
     data = {chain: all_atom(folder, chain, options) for chain in (*learned, *new)}
@@ -181,8 +182,8 @@ def draw(path: Path, comparisons: dict, learned: tuple[str, ...]) -> None:
     """Draw the last chain's residues, all atoms above the model, and JS* of all."""
     chain, models = list(comparisons.items())[-1]
     residues = models["one model for all"]
-    figure = plt.figure(figsize=(10.5, 4.8), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[len(residues), 2.2])
+    figure = plt.figure(figsize=(10.5, 4.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[len(residues) + 0.4, 2.2])
     axes = left.subplots(2, len(residues), sharex=True, sharey=True, squeeze=False)
     edges = np.degrees(residues[0].reference.edges)
     for number, one in enumerate(residues):
@@ -208,7 +209,8 @@ def draw(path: Path, comparisons: dict, learned: tuple[str, ...]) -> None:
     axis.legend(named.values(), named.keys(), frameon=False)
     names = [f"{name}\n{'learned' if name in learned else 'new'}" for name in comparisons]
     axis.set_xticks(range(len(names)), names)
-    axis.set(ylabel="JS* a residue (nats), two standard errors", ylim=(0, None))
+    axis.axhline(0, color="#999999", lw=0.8)
+    axis.set(ylabel="JS* a residue (nats)")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

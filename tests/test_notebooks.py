@@ -112,7 +112,8 @@ def assert_drawn(figure, panels: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
-def test_runs_in_a_kernel(path, small):
+def test_runs_in_a_kernel(path, small, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND")  # the kernel's own, which shows pictures in the notebook
     client = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")

@@ -66,9 +66,9 @@ if first:
         copy = k * simulation.copies // processes
         kelvin = run.temperatures[run.exchange_rung[:, copy]]
         shown = run.exchange_time < 20
-        axes[0].step(run.exchange_time[shown], kelvin[shown], lw=1, label=f"a copy of process {k}")
+        axes[0].step(run.exchange_time[shown], kelvin[shown], lw=1, color=f"C{k}")
     axes[0].set(xlabel="time (ps)", ylabel="temperature (K)", yticks=run.temperatures.round())
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].set_title("one copy of each process")
 
     cold = run.after(0.25 * float(run.time[-1])).at_temperature(300)
     ladders = cold.positions.shape[1]  # in the order of the copies, so of the processes
