@@ -22,6 +22,7 @@ from openmm_cgml.force import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+SHELL = "(?:bash|sh)"
 COMMANDS = typer.main.get_command(app).commands
 
 SMALLER = {
@@ -244,10 +245,10 @@ def lighter(line: str) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("page", pages_with("(?:bash|sh)"))
+@pytest.mark.parametrize("page", pages_with(SHELL))
 def test_commands_run(page, workplace):
     text = (ROOT / page).read_text(encoding="utf-8")
-    written_anew(workplace, "".join(blocks(ROOT / page, "(?:bash|sh)")), "-o {}")
+    written_anew(workplace, "".join(blocks(ROOT / page, SHELL)), "-o {}")
     namespace: dict = {}
     for number, (language, block) in enumerate(
         re.findall(r"^```(bash|sh|python)\n(.*?)^```", text, re.M | re.S)
@@ -277,7 +278,7 @@ def test_every_command_is_in_a_page():
     lines = [
         line
         for page in PAGES
-        for block in blocks(page, "(?:bash|sh)")
+        for block in blocks(page, SHELL)
         for line in shell_lines(block)
         if line.startswith("cgml ")
     ]
@@ -289,10 +290,7 @@ def test_every_command_is_in_a_page():
 
 def test_what_is_not_run_is_still_there():
     lines = [
-        line
-        for page in PAGES
-        for block in blocks(page, "(?:bash|sh)")
-        for line in shell_lines(block)
+        line for page in PAGES for block in blocks(page, SHELL) for line in shell_lines(block)
     ]
     for known in NOT_RUN:
         assert any(line.startswith(known) for line in lines), known
