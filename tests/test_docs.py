@@ -66,10 +66,14 @@ NOT_RUN = {
     "python -m benchmarks": "tests/test_benchmarks.py runs every quick version",
     "python examples/": "tests/test_examples.py runs every script",
     "torchrun ": "starts processes; tests/test_parallel.py and test_train_ranks.py do",
+    "bash examples/slurm/": "tests/test_examples.py",
+    "jupyter ": "tests/test_notebooks.py runs the notebooks",
     "srun ": "needs SLURM",
     "sbatch ": "needs SLURM",
     "for k in 1 2 3 4; do sbatch": "needs SLURM",
 }
+
+PAGES_NOT_RUN = {"docs/release.md": "publishes a version; tests/test_release.py has the rest"}
 
 # Pages whose commands and Python go on from each other; the others' stand by themselves.
 INTERTWINED = {"docs/tutorial.md", "docs/howto_protein.md", "docs/howto_network.md"}
@@ -208,6 +212,7 @@ def pages_with(*languages: str) -> list:
     return [
         pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW))
         for page in names([p for p in PAGES if any(blocks(p, one) for one in languages)])
+        if page not in PAGES_NOT_RUN
     ]
 
 
