@@ -144,6 +144,22 @@ def damage_json_bytes(raw: bytes, random: np.random.Generator) -> bytes:
     return damage_json(raw.decode(), random).encode()
 
 
+def damage_xtc(raw: bytes, random: np.random.Generator) -> bytes:
+    """Change what is packed in frames of an XTC file of more than 9 atoms; headers stay whole."""
+    data, at, frames = bytearray(raw), 0, []
+    while at < len(raw):
+        size = int.from_bytes(raw[at + 88 : at + 92], "big")
+        frames.append((at + 92, size))
+        at += 92 + (size + 3) // 4 * 4
+    for _ in range(3):
+        begin, size = frames[int(random.integers(len(frames)))]
+        if random.random() < 0.3:
+            data[begin : begin + size] = random.bytes(size)
+        for _ in range(int(random.integers(1, 8))):
+            data[begin + int(random.integers(size))] = int(random.integers(256))
+    return bytes(data)
+
+
 def damage_zip(raw: bytes, random: np.random.Generator) -> bytes:
     """Change entries of a zip file and write it anew, whole: checksums do not give it away."""
     if random.random() < 0.3:

@@ -7,7 +7,7 @@ import os
 import signal
 import struct
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch  # before openmm
@@ -25,7 +25,7 @@ from openmm_cgml.dataset import read_dataset
 from openmm_cgml.files import require_file
 from openmm_cgml.flow_file import load_flow
 from openmm_cgml.mapping.constraints import constraints_from_system
-from openmm_cgml.mapping.table_file import read_mapping_table
+from openmm_cgml.mapping.table_file import parse_mapping_table, read_mapping_table
 from openmm_cgml.pmf.prior_table import read_prior_table
 from openmm_cgml.reference.setup import require_safe_xml
 from openmm_cgml.topology import CGTopology
@@ -278,7 +278,10 @@ PROGRAMS = {
         source("    part = self.part\n", "    part = unchecked_cast(OTHER, self.other)\n"),
         "unchecked_cast",
     ),
-    "deep": (source("    part = self.part\n", f"    _9 = {'-' * 150}1\n    part = self.part\n"), "deep"),
+    "deep": (
+        source("    part = self.part\n", f"    _9 = {'-' * 150}1\n    part = self.part\n"),
+        "deep",
+    ),
     "a tensor beyond its numbers": (
         swap("data.pkl", b"(K\x04t(K\x01t", b"(K\xf0t(K\x01t"),
         "reaches beyond its",
@@ -760,3 +763,22 @@ def test_a_pickle_of_tensors_is_described() -> None:
 def test_limits_are_of_the_size_that_the_page_says() -> None:
     text = (SOURCE.parent / "docs" / "safety.md").read_text()
     assert f"{archives.ALLOWANCE >> 20} MiB" in text and f"{archives.RATIO} times" in text
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 1e308, float("nan"), float("inf")])
+def test_numbers_that_no_float_holds(number, dataset) -> None:
+    bead = {"atoms": ["N", "C"], "weights": [number, 1]}
+    with pytest.raises(cgml.InputError, match="are not numbers of at least 0"):
+        parse_mapping_table({"residues": {"ALA": {"BB": bead}}})
+    content = cgml.fit_prior_table(dataset).to_dict()
+    places = [(row, k) for rows in content.values() if isinstance(rows, list) for row in rows
+              for k in row if k != "types"]  # fmt: skip
+    for row, key in places:
+        kept, row[key] = row[key], number
+        with suppress(cgml.InputError):
+            cgml.PriorTable.from_dict(content)
+        row[key] = kept
+    stored = json.loads(dataset.topology.to_json())
+    for key in ("masses", "residue_ids"):
+        with suppress(cgml.InputError):
+            CGTopology.from_json(json.dumps({**stored, key: [number] * len(dataset.topology)}))

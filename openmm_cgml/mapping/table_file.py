@@ -232,7 +232,7 @@ def _bead(
     else:
         numbers = _list(weights, f"{where}: weights")
         good = [
-            isinstance(w, (int, float)) and not isinstance(w, bool) and 0 <= w < float("inf")
+            isinstance(w, (int, float)) and not isinstance(w, bool) and 0 <= w < 1e100
             for w in numbers
         ]
         if not all(good) or not sum(numbers) > 0:

@@ -200,7 +200,10 @@ def _sequence(value: Any, name: str) -> Sequence[Any]:
 def _number(value: Any, name: str, label: str) -> float:
     """Return a parameter as a float, if it is within what its name allows."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    number = float(value) if real else math.nan
+    try:
+        number = float(value) if real else math.nan
+    except OverflowError:  # a whole number that no float holds
+        number = math.inf
     allowed = "a finite number"
     good = math.isfinite(number)
     if name in _POSITIVE:
