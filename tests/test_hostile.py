@@ -782,3 +782,13 @@ def test_numbers_that_no_float_holds(number, dataset) -> None:
     for key in ("masses", "residue_ids"):
         with suppress(cgml.InputError):
             CGTopology.from_json(json.dumps({**stored, key: [number] * len(dataset.topology)}))
+
+
+def test_the_page_shows_the_run_that_is_kept() -> None:
+    text = (SOURCE.parent / "docs" / "safety.md").read_text()
+    kept = json.loads((Path(__file__).parent / "data" / "fuzz.json").read_text())
+    whole = sum(r.get("read", 0) + r.get("refused", 0) for r in kept["readers"].values())
+    others = [failure for r in kept["readers"].values() for failure in r["failures"]]
+    assert kept["total"] == whole + len(others) >= 10_000
+    assert f"| all | {kept['total']:,} |" in text and f"seed {kept['seed']}" in text
+    assert [kind for _, kind in others] == ["hang"]
