@@ -61,7 +61,7 @@ COUNTS = {
 FEW = 12
 
 #: Files that the HDF5 library opens. Damage within its own structures can hang or crash it before
-#: anything can be looked at: one in 5 000 with HDF5 2.0.0. Nothing in the process can help that.
+#: anything can be looked at: one of 2 700 with HDF5 2.0.0. Nothing in the process can help that.
 HDF5 = ("dataset", "run", "collection", "mdtraj_h5", "metasets")
 
 

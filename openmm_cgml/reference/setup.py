@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import openmm
@@ -534,9 +535,10 @@ def _from_xml(path: Path, coordinates: str | Path | None) -> ReferenceSystem:
     if coordinates is None:
         raise InputError(f"{path.name} has no topology; give the .pdb or .cif file of its atoms")
     where = require_file(coordinates, "coordinates")
-    require_safe_xml(path)
+    root = require_safe_xml(path)
     try:
-        system = openmm.XmlSerializer.deserialize(path.read_text(encoding="utf-8"))
+        # Written anew, so that OpenMM reads what was looked at, whatever the file's encoding.
+        system = openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
     except Exception as error:
         raise InputError(
             f"{path} is no OpenMM System ({first_line(error)}); write it again"
@@ -558,8 +560,8 @@ def _from_xml(path: Path, coordinates: str | Path | None) -> ReferenceSystem:
     )
 
 
-def require_safe_xml(path: Path) -> None:
-    """Refuse System XML with forces that run programs: parsed as text, before OpenMM reads it.
+def require_safe_xml(path: Path) -> ElementTree.Element:
+    """Return System XML, parsed as text, unless it holds forces that run programs.
 
     A PythonForce is unpickled as OpenMM reads the XML; plugins' forces run scripts and models of
     their own. What remains are the kinds of force that are in OpenMM itself.
@@ -585,6 +587,7 @@ def require_safe_xml(path: Path) -> None:
                 "of its own; give a System of OpenMM's own forces, or attach a DatasetReporter "
                 "to your own script"
             )
+    return root
 
 
 # ---------------------------------------------------------------- helpers
