@@ -19,11 +19,14 @@ matplotlib.use("Agg")
 
 
 def free_energy_maps(report: Path) -> None:
-    """Write the report's first figure, quantised so that the repository stays small."""
+    """Write the report's map of free energies, quantised so that the repository stays small."""
     page = report.read_text(encoding="utf-8")
-    data = re.search(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
+    data = re.search(
+        r"alt='Free energy over two dihedrals[^']*' src='data:image/png;base64,([A-Za-z0-9+/=]+)",
+        page,
+    )
     if data is None:
-        sys.exit(f"{report} holds no figure; give the report of cgml quickstart")
+        sys.exit(f"{report} holds no map of free energies; give the report of cgml quickstart")
     image = Image.open(io.BytesIO(base64.b64decode(data.group(1)))).convert("RGB")
     _write(image, "free_energy_maps.png")
 
