@@ -189,6 +189,11 @@ def _view(run: Run, choices: RunChoices) -> _View:
     chosen = _thinned(chosen, step)
     molecule = molecule_of(run.topology)
     positions = np.asarray(chosen.positions)
+    if chosen.sick is not None:
+        if chosen.sick.all():
+            raise InputError("all frames are of sick copies; see the run's events")
+        # They may not be finite, and none of them counts.
+        positions = np.where(chosen.sick[:, :, None, None], np.float32(0), positions)
     if (box := run.info.get("box_vectors_nm")) is not None:
         flat = positions.reshape(-1, beads, 3)
         positions = whole(flat, run.topology, box).reshape(positions.shape)
@@ -317,7 +322,7 @@ def _structure(part: _Part, view: _View, observables: dict[str, tuple[np.ndarray
     positions, topology = view.positions, run.topology
     shape = positions.shape[:2]
     drawn = [figure(
-        plot_run.beads(_first_molecule(topology, view.molecule), positions[0, 0][
+        plot_run.beads(_first_molecule(topology, view.molecule), view.structures(1)[0][
             view.molecule == 0]),
         f"The beads of {'the' if view.single else 'one'} molecule in the first frame, along its "
         "long axes; one colour a bead type.", small=True,
@@ -339,8 +344,9 @@ def _structure(part: _Part, view: _View, observables: dict[str, tuple[np.ndarray
             f"{int(view.molecule.max()) + 1}; leave --native out"
         )
     if view.single and len(topology) > 2 and (native is not None or not view.exchanged):
+        firsts = view.well.argmax(axis=0)
         deviation = np.stack(
-            [rmsd(positions[:, c], native if native is not None else positions[0, c])
+            [rmsd(positions[:, c], positions[firsts[c], c] if native is None else native)
              for c in range(shape[1])], axis=1,
         )  # fmt: skip
         what = choices.native_name or "the copy's first frame"
