@@ -12,11 +12,11 @@ from every_page import BOX, chain, walk, write_run
 from handmade import Springs
 
 import openmm_cgml as cgml
-from openmm_cgml import cli, run_page
+from openmm_cgml import cli, run_view
 from openmm_cgml.file_report import recognise, write_file_report
 from openmm_cgml.native_structure import read_native
 from openmm_cgml.observables import NativeContacts, radius_of_gyration, rmsd
-from openmm_cgml.run_page import RunChoices
+from openmm_cgml.run_view import RunChoices
 from openmm_cgml.units import thermal_energy
 
 
@@ -118,7 +118,7 @@ def test_frames_that_are_not_finite_do_not_count(tmp_path) -> None:
 
 def test_long_runs_are_thinned_and_the_page_says_so(tmp_path, monkeypatch) -> None:
     write_run(tmp_path / "run.h5", chain(12), walk(400, 2, 12))
-    monkeypatch.setattr(run_page, "_SERIES", 400 * 2 * 12 // 4)
+    monkeypatch.setattr(run_view, "_SERIES", 400 * 2 * 12 // 4)
     found = write_file_report(tmp_path / "run.h5", tmp_path / "page.html")
     assert found["every_so_many_frames"] == 4 and found["frames"] == 400
     assert "takes every 4th frame of the run" in (tmp_path / "page.html").read_text()
