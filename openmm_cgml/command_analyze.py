@@ -97,7 +97,7 @@ def _alone(
     from .file_report import recognise, write_file_report
     from .native_structure import read_native
     from .run_file import read_run
-    from .run_page import RunChoices
+    from .run_view import RunChoices
 
     if (kind := recognise(run)) != "run":
         raise InputError(f"{run} is a {kind}, not a run; `cgml report {run}` writes its page")

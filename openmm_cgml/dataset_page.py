@@ -15,7 +15,7 @@ from .dataset_info import DatasetInfo, describe
 from .errors import InputError
 from .observables import contact_map, molecule_of, whole
 from .page import figure, grid, heading, paragraph, row, table, write_page
-from .run_page import rdf_sections, torsion_sections
+from .plane_sections import rdf_sections, torsion_sections
 
 # Frames that distributions are taken from, bead distances of a contact map, bead positions of
 # g(r), and force components from which the noise is estimated: seconds at most.

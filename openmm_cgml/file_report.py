@@ -9,7 +9,8 @@ from .dataset_page import write_collection_page, write_dataset_page
 from .errors import InputError
 from .files import require_file, segments_folder
 from .hdf5_files import open_hdf5_file
-from .run_page import RunChoices, write_run_page
+from .run_page import write_run_page
+from .run_view import RunChoices
 
 #: Kinds of files that have pages.
 KINDS = ("run", "dataset", "collection", "model", "flow", "split-flow")

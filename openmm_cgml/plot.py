@@ -90,6 +90,7 @@ def training_curve(history: list[dict[str, float]], noise_floor: float) -> bytes
     high = float(np.quantile([*train, *valid], 0.97)) if len(history) > 4 else max(*train, *valid)
     axis.set_ylim(low - 0.1 * (high - low), high + 0.2 * (high - low))
     axis.set(xlabel="epoch", ylabel="force RMSE, kJ/mol/nm")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
     return png(figure)

@@ -249,6 +249,7 @@ def learning(history: Sequence[Mapping[str, float]], label: str) -> bytes:
             axis.plot(epochs, values, color=colour, ls=dashes, lw=1.8, label=text, marker="o",
                       ms=3 if len(history) < 12 else 0)  # fmt: skip
     axis.set(xlabel="epoch", ylabel=label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     axis.grid(alpha=0.25)
     return png(figure)

@@ -18,7 +18,7 @@ from openmm_cgml.flow.fiber import split_flow
 from openmm_cgml.quality import Divergence, Quality, TorsionPlane
 from openmm_cgml.ranking import rank_pmfs
 from openmm_cgml.run_file import Checkpoint, RunWriter
-from openmm_cgml.run_page import RunChoices
+from openmm_cgml.run_view import RunChoices
 
 TORSIONS = [[0, 1, 2, 3], [1, 2, 3, 4]]
 BOX = [[3.2, 0.0, 0.0], [0.8, 3.0, 0.0], [-0.5, 0.6, 2.8]]

@@ -12,11 +12,11 @@ from every_page import BOX, chain, walk, write_run
 from handmade import Springs
 
 import openmm_cgml as cgml
-from openmm_cgml import cli, run_page
+from openmm_cgml import cli, run_view
 from openmm_cgml.file_report import recognise, write_file_report
 from openmm_cgml.native_structure import read_native
 from openmm_cgml.observables import NativeContacts, radius_of_gyration, rmsd
-from openmm_cgml.run_page import RunChoices
+from openmm_cgml.run_view import RunChoices
 from openmm_cgml.units import thermal_energy
 
 
@@ -102,9 +102,23 @@ def test_a_run_in_a_box(tmp_path) -> None:
     assert "rdf" not in found[1]  # one molecule
 
 
+def test_frames_that_are_not_finite_do_not_count(tmp_path) -> None:
+    positions = walk(60, 3, 12)
+    whole = write_run(tmp_path / "a.h5", chain(12), positions, sick={(0, 0), (30, 2)})
+    broken = positions.copy()
+    broken[0, 0], broken[30, 2] = np.nan, np.inf
+    write_run(tmp_path / "b.h5", chain(12), broken, sick={(0, 0), (30, 2)})
+    one, other = (write_file_report(tmp_path / n, tmp_path / "p.html") for n in (whole, "b.h5"))
+    assert one == other and np.isfinite(one["rmsd_nm"])
+    sick = {(t, c) for t in range(5) for c in range(2)}
+    write_run(tmp_path / "c.h5", chain(12), walk(5, 2, 12), sick=sick)
+    with pytest.raises(cgml.InputError, match="all frames are of sick copies"):
+        write_file_report(tmp_path / "c.h5", tmp_path / "p.html")
+
+
 def test_long_runs_are_thinned_and_the_page_says_so(tmp_path, monkeypatch) -> None:
     write_run(tmp_path / "run.h5", chain(12), walk(400, 2, 12))
-    monkeypatch.setattr(run_page, "_SERIES", 400 * 2 * 12 // 4)
+    monkeypatch.setattr(run_view, "_SERIES", 400 * 2 * 12 // 4)
     found = write_file_report(tmp_path / "run.h5", tmp_path / "page.html")
     assert found["every_so_many_frames"] == 4 and found["frames"] == 400
     assert "takes every 4th frame of the run" in (tmp_path / "page.html").read_text()

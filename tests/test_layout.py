@@ -43,8 +43,8 @@ LEVELS = [
     (
         "observables analysis run_convergence rdf landscape backbone_torsions timescales "
         "benchmark export backmapping quality relaxation atomistic entropy ranking canvas plot "
-        "plot_run map_picture page report native_structure run_page dataset_page card_page "
-        "file_report"
+        "plot_run map_picture page report native_structure plane_sections run_view run_structure "
+        "run_slow run_page dataset_page card_page file_report"
     ),
     (
         "doctor quickstart_page quickstart command_options command_step command_map command_data "
