@@ -152,8 +152,8 @@ def draw(path: Path, comparisons: dict[str, Comparison]) -> None:
     for place, ((_, one), colour) in enumerate(zip(comparisons.items(), COLOURS, strict=True)):
         bars.errorbar(place, one.js_excess, 2 * js_error(one), fmt="o", capsize=4, color=colour)
     bars.axhline(0, color="#999999", lw=0.8)
-    bars.set(ylabel="JS* (nats)", xlim=(-0.6, 2.6))
-    bars.set_xticks(range(3), ["force\nmatching", "flow-\nmatching", "Boltzmann\ngenerator"])
+    bars.set(ylabel="JS* (nats)", xlabel="road", xlim=(-0.6, 2.6))
+    bars.set_xticks(range(3), ["forces", "flow", "weights"])
     axes[1, 3].axis("off")
     handles, labels = axes[1, 0].get_legend_handles_labels()
     axes[1, 3].legend(handles, labels, frameon=False, loc="center left")

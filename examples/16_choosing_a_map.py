@@ -137,7 +137,8 @@ def draw(path: Path, rankings: list[list[MapEntropy]], labels: list[str]) -> Non
                                  color=colour, mfc=colour if seed == 0 else "white")  # fmt: skip
     axes[1].plot([], [], "o", color="#0072b2", label="held-out frames (upper bound)")
     axes[1].plot([], [], "s", color="#d55e00", label="the flow's own samples")
-    axes[1].plot([], [], "o", color="#555555", mfc="white", label="a second training")
+    if len(rankings) > 1:
+        axes[1].plot([], [], "o", color="#555555", mfc="white", label="another training")
     axes[1].legend(frameon=False, fontsize=8)
     axes[1].grid(alpha=0.25, axis="x")
     axes[1].set_xlabel("mapping entropy, more than of the first map (nats)")
