@@ -459,9 +459,9 @@ _PLAIN: dict[str, Any] = {
     "NoneType": type(None), "Device": Device, "number": (int, float),
 }  # fmt: skip
 _SAFE_ENTRIES = re.compile(
-    r"(version|byteorder|constants\.pkl|data\.pkl|\.format_version|\.storage_alignment"
+    r"(version|byteorder|constants\.pkl|data\.pkl"
     r"|code/[\w/.]+\.py(\.debug_pkl)?|(data|constants)/\d+|extra/[^/]+"
-    r"|\.data/(version|serialization_id))"
+    r"|\.\w+(/\w+)?)"  # of how it was written; versions differ in which there are
 )
 
 

@@ -586,9 +586,9 @@ def _read_part(files: Sequence[Path], stride: int, skip: int) -> tuple[dict[str,
 def _require_shapes(handle: Any, share: dict[str, Any], table: dict[str, Any]) -> None:
     """Raise ValueError unless arrays are of numbers and of the shapes that `Run` says."""
     count, copies = len(share["time"]), int(share["info"]["copies"])
-    own = share["positions"].shape[1:2]
+    own = share["positions"].shape[1:2] or (0,)
     shapes = {"positions": (count, *own, len(share["topology"]), 3), "time": (count,)}
-    for name, (_, kind) in table.items():
+    for name, (_, kind) in table.items() if count else ():  # a part without frames has no shapes
         found = share[name]
         if not count and not found.size:  # written before the first frame
             continue

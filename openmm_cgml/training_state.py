@@ -19,6 +19,7 @@ from lightning.pytorch import callbacks
 
 from .errors import InputError
 from .files import atomic_path
+from .texts import parse_json
 from .training_step import BEST, HISTORY
 
 LAST = "last.ckpt"
@@ -56,7 +57,10 @@ def claim(folder: Path, training: dict[str, Any], resume: bool) -> Path | None:
     record, last = folder / RECORD, folder / LAST
     text = json.dumps(training, indent=1)
     if resume and last.exists():
-        found = json.loads(record.read_text()) if record.exists() else {}
+        try:
+            found = dict(parse_json(record.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # missing or damaged: nobody knows whose they are
+            found = {}
         differing = [k for k, v in json.loads(text).items() if found.get(k) != v]
         if differing:
             raise InputError(

@@ -44,6 +44,7 @@ from openmm_cgml.reference.recorder import ReferenceState
 from openmm_cgml.reference.setup import require_safe_xml
 from openmm_cgml.run_file import read_checkpoint
 from openmm_cgml.topology import CGTopology
+from openmm_cgml.whole_files import require_whole_trajectory
 
 SEED = 20261122
 
@@ -58,7 +59,7 @@ COUNTS = {
     "top_top": 150, "topology": 500, "table_toml": 400, "table_json": 300, "prior_toml": 500,
     "constraints_xml": 200,
 }  # fmt: skip
-FEW = 12
+FEW = 12  # numbers below it are the fast tests'
 
 #: Files that the HDF5 library opens. Damage within its own structures can hang or crash it before
 #: anything can be looked at: one of 2 700 with HDF5 2.0.0. Nothing in the process can help that.
@@ -298,7 +299,7 @@ def _topologies(data: Path, folder: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_few_damaged_files(name, readers, tmp_path) -> None:
-    require_good(run(readers[name], tmp_path, FEW, SEED))
+    require_good(run(readers[name], tmp_path, 8, SEED))
 
 
 @pytest.mark.slow
@@ -343,3 +344,37 @@ def require_good(outcome: Outcome) -> None:
     assert failures == []
     assert len(outcome.failures) <= total / 500
     assert outcome.counts["refused"] > 0
+
+
+# ---------------------------------------------------------------- whole files are still read
+
+
+@pytest.mark.parametrize("size", [1, 7, 24])
+def test_fixed_atoms_are_read_as_mdtraj_reads_them(size, data, tmp_path) -> None:
+    top, path = data / "topology.pdb", tmp_path / "fixed.dcd"
+    with np.load(data / "trajectory.npz") as whole:
+        path.write_bytes(_dcd_of_fixed_atoms(whole["positions"][:24]))
+    chunks = cgml.read_trajectory(path, top=top).chunks(size)
+    found = np.concatenate([chunk.positions for chunk in chunks])
+    np.testing.assert_array_equal(found, mdtraj.load(str(path), top=str(top)).xyz)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "frames", "spread"),
+    [(3, 70, 1.0), (10, 5, 1.0), (10, 70, 1.0), (600, 70, 0.1), (600, 5, 3.0), (31, 90, 9000.0)],
+)
+def test_packing_of_whole_files_passes(atoms, frames, spread, tmp_path) -> None:
+    """Molecules of three atoms, as of water, which XTC packs in runs of small steps."""
+    random = np.random.default_rng(0)
+    centres = spread * random.normal(size=(frames, atoms // 3 + 1, 1, 3))
+    positions = centres + 0.1 * random.normal(size=(frames, atoms // 3 + 1, 3, 3))
+    positions = positions.reshape(frames, -1, 3)[:, :atoms].astype(np.float32)
+    top = mdtraj.Topology()
+    residue = top.add_residue("A", top.add_chain())
+    for _ in range(atoms):
+        top.add_atom("C", mdtraj.element.carbon, residue)
+    mdtraj.Trajectory(positions, top).save(str(tmp_path / "run.xtc"))
+    require_whole_trajectory(tmp_path / "run.xtc")
+    assert (
+        np.abs(mdtraj.load(str(tmp_path / "run.xtc"), top=top).xyz - positions).max() < 1e-2
+    )  # rounding of large numbers

@@ -30,6 +30,7 @@ from openmm_cgml.pmf.prior_table import read_prior_table
 from openmm_cgml.reference.setup import require_safe_xml
 from openmm_cgml.topology import CGTopology
 from openmm_cgml.train import _CheckedCheckpoints, _read
+from openmm_cgml.training_state import LAST, RECORD, claim
 
 SOURCE = Path(cgml.__file__).parent
 
@@ -447,6 +448,14 @@ def test_checkpoints_of_training_hold_numbers_only(tmp_path, monkeypatch) -> Non
             with at_most(20), pytest.raises(cgml.InputError, match="last.ckpt is damaged"):
                 read(path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff", b"[1]", b"null"])
+def test_a_damaged_record_of_training_is_another_training(content, tmp_path) -> None:
+    (tmp_path / LAST).write_bytes(b"x")
+    (tmp_path / RECORD).write_bytes(content)
+    with pytest.raises(cgml.InputError, match="holds checkpoints of another training"):
+        claim(tmp_path, {"seed": 1}, True)
 
 
 # ---------------------------------------------------------------- XML
