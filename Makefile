@@ -2,7 +2,7 @@
 # only make, g++ and a Python 3.10-3.13 with its headers and venv. PYTHON=... chooses which one.
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all matrix lint format benchmarks constraints dist clean distclean
+.PHONY: help env demo test test-all matrix lint format docs benchmarks constraints dist clean distclean
 
 BIN := .venv/bin
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
@@ -32,8 +32,8 @@ test: lint ## Lint, types, the fast tests, and the backends with the newest torc
 	@$(PYTEST)
 	@$(BIN)/python tools/matrix.py --quick --home $(REPORT)
 
-test-all: lint ## Lint, types, every test, slow and GPU ones too, and `make matrix`
-	@$(PYTEST) -m ""
+test-all: lint ## Lint, types, every test, slow and GPU ones too, and `make matrix`; writes the docs' results
+	@$(PYTEST) -m ""; status=$$?; $(BIN)/python tools/test_results.py $(REPORT) && exit $$status
 	@$(BIN)/python tools/matrix.py --write --home $(REPORT)
 
 matrix: env ## The backends with every pair of torch and OpenMM; writes docs/backends.md's table
@@ -47,6 +47,9 @@ lint: env ## Style and types
 format: env ## Rewrite the sources in the house format
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+
+docs: env ## The documentation as a site, into build/docs
+	@$(BIN)/python -m sphinx -q -W docs build/docs
 
 benchmarks: env ## The benchmarks' quick versions
 	@$(BIN)/python -m benchmarks --quick
