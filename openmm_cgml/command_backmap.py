@@ -23,7 +23,7 @@ _Report = Annotated[Path | None, typer.Option(help="HTML page to write.")]
 
 @step(
     "cgml backmap --model split.flow --traj cg.h5 -n 5 -o atoms.dcd",
-    "cgml backmap --model split.flow --traj cg.h5 --relax amber14-all.xml -o atoms.dcd",
+    "cgml backmap --model split.flow --traj cg.h5 --relax amber14-all.xml -o relaxed.dcd",
     prints=True,
 )
 def backmap_command(
@@ -151,7 +151,7 @@ def _relaxed(output: Path, structures: Any, forcefield: list[str], flow: Any) ->
 
 @step(
     "cgml entropy split.flow --traj cg.h5 --report entropy.html -o entropy.npz",
-    "cgml entropy backbone.flow calpha.flow --atoms test.h5 -o ranking.npz",
+    "cgml entropy split.flow other.flow --atoms atoms.h5 -o ranking.npz",
     prints=True,
 )
 def entropy_command(

@@ -48,7 +48,7 @@ def info_command(
     return Outcome(records.get("", {"molecules": records}), text="\n".join(lines))
 
 
-@step("cgml data merge first.h5 second.h5 -o both.h5", pages=True)
+@step("cgml data merge one.h5 other.h5 -o both.h5", pages=True)
 def merge_command(
     files: Annotated[list[str], typer.Argument(help="Datasets, or collections.")],
     output: Output,
@@ -76,7 +76,7 @@ def merge_command(
     return _written(output)
 
 
-@step("cgml data append dataset.h5 more.h5", repeats=False)
+@step("cgml data append one.h5 other.h5", repeats=False)
 def append_command(
     file: Annotated[str, typer.Argument(help="Dataset that gets longer.")],
     more: Annotated[list[str], typer.Argument(help="Datasets whose frames are added.")],
@@ -130,8 +130,9 @@ def subsample_command(
 
 
 @step(
-    "cgml data convert coordinates.npy --forces forces.npy --format npz --length-unit angstrom "
-    "--force-unit kcal/mol/angstrom --temperature 300 --top CA,CA,CA,CA -o dataset.h5",
+    "cgml data convert coords.npy --forces Fs.npy --format cgnet --length-unit angstrom "
+    "--force-unit kcal/mol/angstrom --temperature 300 --top C,N,CA,C,N --bonds chain "
+    "--masses 12,14,12,12,14 -o converted.h5",
     pages=True,
 )
 def convert_command(

@@ -286,6 +286,40 @@ def test_commands_run(page, workplace):
         assert "<h2>Free energy</h2>" in report
 
 
+#: What makes the files that examples of ``--help`` read beside those of the pages.
+BEFORE_HELP = (
+    "cgml map run.dcd --top molecule.pdb --mapping heavy_atom --temperature 300 -o atoms.h5",
+    "cgml flow split atoms.h5 --mapping backbone -o split.flow",
+    "cgml flow split atoms.h5 --mapping calpha -o other.flow",
+)
+
+
+@pytest.mark.slow
+def test_examples_of_help_run(workplace):
+    """Every one, in the order of the commands; files of an earlier one are used by later ones."""
+    examples = []
+
+    def collect(group, words=()):
+        for name, command in group.items():
+            if inner := getattr(command, "commands", None):
+                collect(inner, (*words, name))
+            else:
+                examples.extend(line.strip() for line in command.epilog.splitlines()[2:])
+
+    collect(COMMANDS)
+    assert len(examples) > 30
+    for line in [*BEFORE_HELP, *examples]:
+        words = lighter(line)
+        written = [words[k + 1] for k, word in enumerate(words) if word == "-o"]
+        if words[0] in ("simulate", "remd", "reference"):  # never over another run
+            for name in written:
+                (workplace / name).unlink(missing_ok=True)
+        code = app(words, prog_name="cgml", standalone_mode=False)
+        assert not code or (code == 3 and words[0] == "reweight"), f"{line}: exit code {code}"
+        for name in written:
+            assert (workplace / name).exists(), line
+
+
 def test_every_command_is_in_a_page():
     """What the program can do, a page does: and so the test above runs every command."""
     lines = [
