@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .archives import load_arrays
 from .dataset import CGDataset
 from .errors import InputError
 from .files import require_file
@@ -240,7 +241,7 @@ def distribution_of(
     path = require_file(source, "reference")
     names = ("edges", "probability", "probability_first_half", "probability_second_half")
     try:
-        with np.load(path, allow_pickle=False) as handle:
+        with load_arrays(path) as handle:
             missing = [n for n in names if n not in handle.files]
             if missing:
                 raise InputError(f"reference {path} has no array {missing[0]!r}; it needs {names}")

@@ -219,10 +219,10 @@ for _name, _command in (
 
 def _kind(file: str | Path) -> str:
     """Return the attribute ``kind`` of an HDF5 file; "dataset" where it cannot be told."""
-    import h5py
+    from .hdf5_files import open_hdf5_file
 
     try:
-        with h5py.File(file, "r") as handle:
+        with open_hdf5_file(file) as handle:
             return str(handle.attrs.get("kind", "dataset"))
     except OSError:
         return "dataset"  # its reader says what is wrong
@@ -237,10 +237,10 @@ def _open(file: str | Path) -> Any:
 
 def _written(path: Path) -> dict[str, Any]:
     """Say and return what a file that was just written holds, from its head."""
-    import h5py
+    from .hdf5_files import open_hdf5_file
 
     record = {}
-    with h5py.File(path, "r") as handle:
+    with open_hdf5_file(path) as handle:
         molecules = handle.get("molecules")
         groups = {"": handle} if molecules is None else dict(molecules.items())
         for name, group in groups.items():

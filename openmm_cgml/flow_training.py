@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dataset import CGDataset
 from .errors import InputError
 from .extrapolation import CoordinateRanges
 from .flow.core import Density, Flow, build
@@ -175,12 +176,18 @@ def fit_flow(
     if force_weight:
         loss = Mixture([(loss, 1.0), (ForceMatching(weighted=True), force_weight)])
     network = isinstance(flow, FiberFlow)
+    if network:  # its density is of atoms at given beads, which no force is compared with
+        train, valid = _without_forces(train), _without_forces(valid)
     with _compiled_network(flow) if network and compile else nullcontext():
         result = fit(
             FlowPMF(flow.float()), train, valid, loss=loss, epochs=epochs, ema=ema,
             learning_rate=learning_rate, compile=False if network else compile, **settings,
         )  # fmt: skip
     return scores(flow, valid, result)
+
+
+def _without_forces(frames: Any) -> Any:
+    return replace(frames, forces=None) if isinstance(frames, CGDataset) else frames
 
 
 @contextmanager

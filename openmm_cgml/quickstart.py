@@ -407,7 +407,7 @@ def _back_to_atoms(trajectory: Any, run: Any, folder: Path, trial: _Trial) -> _A
         trajectory, MAPPINGS["heavy_atom"](trajectory.topology),
         temperature=setup["temperature_K"], force_map="basic",
     )  # fmt: skip
-    atoms = replace(atoms, forces=None).subsample(count=effort.atom_frames)
+    atoms = atoms.subsample(count=effort.atom_frames)
     train, valid = atoms.split(0.9)
     logger.info("training a split-flow on the heavy atoms of %d frames", len(train))
     clock = time.perf_counter()
