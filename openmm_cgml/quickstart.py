@@ -33,7 +33,7 @@ _ROADS = (
     "s), the other never saw a force: a flow learned the density of the frames "
     "({flow_seconds:.0f} s) and taught it by its samples ({student_seconds:.0f} s, student.pt). "
     "Both ran in replica exchange. The third road runs nothing: it weighs the flow's samples by "
-    "a model. The flow's own samples, unweighted, have JS* = {flow_js_phi_psi_excess:.4f}."
+    "the first model. The flow's own samples, unweighted, have JS* = {flow_js_phi_psi_excess:.4f}."
 )
 _RUN = (
     "All copies started from one and the same frame and {discard:.0f} ps of each were left out, "
@@ -210,7 +210,7 @@ def quickstart(
     backends = backend_speeds(
         model, start, copies, backends=list(BACKENDS) if effort.backend else [chosen]
     )
-    weighted = next(s for s in scores if s.name == "student").comparison
+    weighted = next(s for s in scores if s.name == "model").comparison
     assert weighted is not None
     summary = _summary(comparison, dataset, result.metrics, train_seconds, run.info)
     summary["without_forces"] = student.record
