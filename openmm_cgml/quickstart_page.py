@@ -167,7 +167,10 @@ def _weights(scores: Sequence[PMFScore]) -> list[str]:
         (
             score.name,
             f"{score.samples.report.fraction:.1%}",
-            f"{score.samples.report.pareto_k:.2f}",
+            # No tail to speak of where weights are nearly even.
+            f"{score.samples.report.pareto_k:.2f}"
+            if np.isfinite(score.samples.report.pareto_k)
+            else "-",
             f"{score.samples.free_energy.value:.2f} ± {score.samples.free_energy.error:.2f}",
             "; ".join(score.warnings) or "none",
         )
