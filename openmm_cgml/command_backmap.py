@@ -8,6 +8,7 @@ import typer
 from .command_options import Output, Threads, say
 from .command_step import step
 from .errors import InputError
+from .provenance import describe
 
 _Traj = Annotated[
     str,
@@ -101,6 +102,7 @@ def backmap_command(
             "title": f"{Path(traj).name} backmapped",
             "lead": f"{written.structures:,} structures by {Path(model).name}, seed {seed}.",
             "relaxed": _told(record.get("relaxed")),
+            "provenance": describe([model, traj, top, reference], number=number, seed=seed),
         }
         if reference is None:
             write_structures(report, structures, **about)
@@ -222,6 +224,7 @@ def entropy_command(
             write_mapping_comparison(
                 report, ranked, more, title="Which map loses least?",
                 lead=f"{len(ranked)} maps on {len(frames):,} frames of {Path(str(atoms)).name}.",
+                provenance=describe([*models, atoms], samples=samples, seed=seed),
             )  # fmt: skip
     else:
         if traj is None:
@@ -253,6 +256,7 @@ def entropy_command(
                 report, found, rows, title=f"Mapping entropy of {Path(traj).name}",
                 lead=f"{len(found.values):,} frames, {samples} samples of each by "
                 f"{Path(models[0]).name}, seed {seed}.",
+                provenance=describe([*models, traj, top, atoms], samples=samples, seed=seed),
             )  # fmt: skip
     with atomic_path(output) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)

@@ -8,6 +8,7 @@ import typer
 from .command_options import Output, Threads, parse_numbers, say
 from .command_step import NOT_CONVERGED, Outcome, step
 from .errors import InputError
+from .provenance import describe
 
 # ps; seconds of a run, after the model has been compiled once.
 _CHECK = 5.0
@@ -103,6 +104,7 @@ def reweight_command(
         lead=f"{samples:,} samples of the flow, seed {seed}, {density.temperature:g} K.",
         labels=(names[0], names[1]) if names else None, quadruples=quadruples,
         reference_frames=energies, notes=notes,
+        provenance=describe([*models, flow, held_out, reference], samples=samples, seed=seed),
     )  # fmt: skip
     for score in scores:
         say(score.text())

@@ -49,6 +49,17 @@ def fingerprints(paths: Iterable[str | Path]) -> dict[str, str]:
     return {str(path): fingerprint(path) for path in paths}
 
 
+def describe(paths: Iterable[str | Path | None], **settings: object) -> dict[str, object]:
+    """Return where a page's numbers come from: the files that were read, settings, versions.
+
+    Args:
+        paths: files; None where one was not given.
+        settings: seed and what else tells the numbers apart.
+    """
+    read = [path for path in paths if path is not None]
+    return {"date": now(), **settings, "inputs": fingerprints(read), "versions": versions()}
+
+
 def now() -> str:
     """Return the time, ISO 8601, UTC, seconds."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

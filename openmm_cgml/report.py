@@ -155,6 +155,7 @@ def write_reweighting(
     quadruples: Sequence[Sequence[int]] = (),
     reference_frames: Mapping[str, np.ndarray] | None = None,
     notes: Sequence[str] = (),
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a page about samples of a flow, weighted by one PMF or several.
 
@@ -166,6 +167,7 @@ def write_reweighting(
         quadruples: these dihedrals.
         reference_frames: name of PMF -> its energies at frames of the all-atom ensemble, kJ/mol.
         notes: caveats, shown above everything else.
+        provenance: versions, seed, hashes; folded at the foot of the page.
     """
     best = scores[0]
     cards = [
@@ -233,12 +235,12 @@ def write_reweighting(
             ),
         ]
         sections.append(table(_score_numbers(score)))
-    write_page(path, title, lead, [*notes, *warnings, CANNOT_SEE], cards, sections)
+    write_page(path, title, lead, [*notes, *warnings, CANNOT_SEE], cards, sections, provenance)
 
 
 def write_backmapping(
     path: str | Path, quality: Quality, *, title: str, lead: str, notes: Sequence[str] = (),
-    relaxed: dict[str, float] | None = None,
+    relaxed: dict[str, float] | None = None, provenance: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write a page about backmapped structures.
 
@@ -248,6 +250,7 @@ def write_backmapping(
         title, lead: heading, and a sentence below it.
         relaxed: numbers by name of their relaxation, if they were relaxed.
         notes: caveats, shown above everything else.
+        provenance: versions, seed, hashes; folded at the foot of the page.
     """
     cards = [
         (f"{quality.structures:,}", "structures"),
@@ -287,12 +290,12 @@ def write_backmapping(
                  for k in worst],
             ),
         ]  # fmt: skip
-    write_page(path, title, lead, notes, cards, sections)
+    write_page(path, title, lead, notes, cards, sections, provenance)
 
 
 def write_structures(
     path: str | Path, structures: "Structures", *, title: str, lead: str,
-    relaxed: dict[str, float] | None = None,
+    relaxed: dict[str, float] | None = None, provenance: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write a page about backmapped structures with no atoms to compare them with.
 
@@ -301,6 +304,7 @@ def write_structures(
         structures: from `backmap`.
         title, lead: heading, and a sentence below it.
         relaxed: numbers by name of their relaxation, if they were relaxed.
+        provenance: versions, seed, hashes; folded at the foot of the page.
     """
     shown = np.linspace(0, len(structures) - 1, min(len(structures), _CLASHES)).round().astype(int)
     box = structures.box
@@ -327,12 +331,13 @@ def write_structures(
                    "beads, nats, densities per nm.", small=True),
         ]  # fmt: skip
     notes = ["How good the structures are only atoms can tell: --reference compares with some."]
-    write_page(path, title, lead, notes, cards, sections)
+    write_page(path, title, lead, notes, cards, sections, provenance)
 
 
 def write_entropy(
-    path: str | Path, found: MappingEntropy, rows: dict[str, Any], *, title: str, lead: str
-) -> None:
+    path: str | Path, found: MappingEntropy, rows: dict[str, Any], *, title: str, lead: str,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write a page about the mapping entropy along a trajectory.
 
     Args:
@@ -340,6 +345,7 @@ def write_entropy(
         found: from `mapping_entropy`.
         rows: numbers by name.
         title, lead: heading, and a sentence below it.
+        provenance: versions, seed, hashes; folded at the foot of the page.
     """
     mean, error = found.mean
     degrees = found.removed
@@ -360,12 +366,12 @@ def write_entropy(
         "<h2>Numbers</h2>",
         table(rows),
     ]
-    write_page(path, title, lead, [found.unit], cards, sections)
+    write_page(path, title, lead, [found.unit], cards, sections, provenance)
 
 
 def write_mapping_comparison(
     path: str | Path, ranked: Sequence[MapEntropy], more: Sequence[tuple[float, float]], *,
-    title: str, lead: str,
+    title: str, lead: str, provenance: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write a page about several maps of one molecule.
 
@@ -374,6 +380,7 @@ def write_mapping_comparison(
         ranked: from `compare_mappings`.
         more: from `entropy.differences`.
         title, lead: heading, and a sentence below it.
+        provenance: versions, seed, hashes; folded at the foot of the page.
     """
     gaps, errors = np.array(more).T
     best = ranked[0]
@@ -396,7 +403,7 @@ def write_mapping_comparison(
         ),
         grid(head, rows),
     ]
-    write_page(path, title, lead, [best.data.unit], cards, sections)
+    write_page(path, title, lead, [best.data.unit], cards, sections, provenance)
 
 
 _SCORE_HEAD = ("PMF", "effective", "forward", "k-hat", "JS*, nats", "ΔF error, kJ/mol",

@@ -303,6 +303,7 @@ def test_from_atoms_to_structures_and_entropies_on_the_command_line(peptide, tmp
     ])  # fmt: skip
     assert alone.exit_code == 0, alone.output
     page = (tmp_path / "alone.html").read_text(encoding="utf-8")
+    assert "Provenance" in page and "sha256:" in page
     assert "only atoms can tell" in page and "Log-density of the structures" in page
     record = json.loads(told.stdout.strip().splitlines()[-1])
     assert record["structures"] == 40 and record["quality"]["bead_error"] < 1e-5
