@@ -421,6 +421,22 @@ def _calls(tree: ast.AST) -> Iterator[str]:
     """Yield what a program calls, or could call by a name of its own for it."""
     nodes = list(ast.walk(tree))
     inner = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and id(node) not in inner:
+            name = _dotted(node) or ""
+            if name.startswith("torch."):
+                yield "aten::" + name.removeprefix("torch.")
+            elif name.startswith("ops."):
+                yield name.removeprefix("ops.").replace(".", "::", 1)
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    within = {id(node) for function in functions for node in ast.walk(function)}
+    yield from _called([node for node in nodes if id(node) not in within])
+    for function in functions:
+        yield from _called(list(ast.walk(function)))
+
+
+def _called(nodes: list[ast.AST]) -> Iterator[str]:
+    """Yield what is called in a function; names of its own for others are its own alone."""
     # The printer writes ``_0 = __torch__.geometry.distances`` and then ``_0(...)``.
     aliases: dict[str, bool] = {}
     for node in nodes:
@@ -428,12 +444,6 @@ def _calls(tree: ast.AST) -> Iterator[str]:
             target, whole = node.targets[0].id, _dotted(node.value) or ""
             own = whole.startswith("__torch__.")
             aliases[target] = aliases.get(target, True) and own
-        if isinstance(node, ast.Attribute) and id(node) not in inner:
-            name = _dotted(node) or ""
-            if name.startswith("torch."):
-                yield "aten::" + name.removeprefix("torch.")
-            elif name.startswith("ops."):
-                yield name.removeprefix("ops.").replace(".", "::", 1)
     for node in nodes:
         if isinstance(node, ast.Call):
             name = _dotted(node.func) or ""

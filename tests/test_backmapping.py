@@ -222,7 +222,7 @@ def test_relaxation_holds_the_beads(peptide, kind) -> None:
     assert found.bead_error < 1e-9 and (found.after < found.before - 20).all()
     assert found.structures.relaxed and found.structures.log_density is None
     assert found.structures.positions.shape == (2, 22, 3)
-    assert survives(found, ps=1.0, platform="Reference").all()
+    assert survives(found, ps=10.0, platform="Reference").all()
     with pytest.raises(InputError, match="were relaxed since"):
         atomistic_weights(found.structures, np.zeros(2), None, 300)
     with pytest.raises(InputError, match="does not fit|cannot be added"):

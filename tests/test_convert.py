@@ -418,7 +418,7 @@ def workplace(known, beads, tmp_path, monkeypatch):
 def test_the_lines_of_the_page_run(command, workplace) -> None:
     page = Path(cgml.__file__).resolve().parent.parent / "docs" / "data.md"
     blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = [line for b in blocks for line in re.sub(r"\\\n\s*", "", b).splitlines()]
     assert len(lines) == 9
     said = {}
     for line in lines:

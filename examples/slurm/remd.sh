@@ -38,7 +38,7 @@ if [[ -z "${SLURM_JOB_ID:-}" ]]; then
 fi
 
 # Processes meet at the first machine.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 port=$((20000 + SLURM_JOB_ID % 10000))
 
 # The number of processes is a part of the run: a job with another one is refused. --kill-on-bad-exit:
