@@ -769,6 +769,17 @@ def test_a_pickle_of_tensors_is_described() -> None:
     assert value["b"] == [1, 2.5, "x", None, True]
 
 
+def test_names_of_one_function_are_not_those_of_another() -> None:
+    """The printer numbers the locals of every function from 0."""
+    alias = "def f(x):\n  _0 = __torch__.geometry.distances\n  return _0(x)\n"
+    value = "def g(x):\n  _0 = torch.mul(x, 2)\n  return _0\n"
+    assert set(archives._calls(ast.parse(alias + value))) == {"aten::mul"}
+    other = "def g(x):\n  _0 = torch.mul(x, 2)\n  return _0(x)\n"
+    assert "_0" in set(archives._calls(ast.parse(alias + other)))
+    again = "def f(x):\n  _0 = __torch__.a\n  _0 = torch.mul(x, 2)\n  return _0(x)\n"
+    assert "_0" in set(archives._calls(ast.parse(again)))
+
+
 def test_limits_are_of_the_size_that_the_page_says() -> None:
     text = (SOURCE.parent / "docs" / "safety.md").read_text()
     assert f"{archives.ALLOWANCE >> 20} MiB" in text and f"{archives.RATIO} times" in text
