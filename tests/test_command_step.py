@@ -1,8 +1,12 @@
 """What all commands share: examples, `--json`, files that repeat a command, exit codes."""
 
 import json
+import os
+import resource
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +174,39 @@ def test_toml_is_read_as_it_was_written(tmp_path):
     options["list"] = ["x y", "z"]
     del options["none"]
     assert held["options"] == options and held["inputs"] == {"a b": "c"}
+
+
+def least_seconds(*arguments: str, times: int = 5) -> float:
+    """Processor time of a process of its own, the least of several; other processes run beside."""
+    found = []
+    for _ in range(times):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(found)
+
+
+def test_help_and_import_are_quick():
+    assert least_seconds("-c", "import openmm_cgml") < 0.15
+    assert least_seconds("-m", "openmm_cgml", "--help") < 0.3
+    code = "import sys; from openmm_cgml import cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"numpy", "torch", "openmm", "rich", "h5py"} & set(done.stdout.split())
+
+
+def test_names_are_completed():
+    """As a shell asks: the words so far, and which of them is being typed."""
+    for line, expected in (
+        ("cgml tr", {"train"}),
+        ("cgml train --network ", set(cgml.PMFS)),
+        ("cgml map --mapping c", {"calpha", "calpha_cbeta", "core_beta"}),
+        ("cgml simulate a.pt --backend t", {"torchforce"}),
+    ):
+        number = len(line.split()) - (not line.endswith(" "))
+        environment = {**os.environ, "_CGML_COMPLETE": "complete_bash", "COMP_WORDS": line,
+                       "COMP_CWORD": str(number)}  # fmt: skip
+        code = "from openmm_cgml.cli import app; app(prog_name='cgml')"
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                              text=True)  # fmt: skip
+        assert set(done.stdout.split()) == expected, line
