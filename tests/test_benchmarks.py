@@ -21,7 +21,13 @@ def test_met_is_decided_by_the_direction() -> None:
     assert json.dumps(Target("a", "s", 1.0, 0.5).record())
 
 
-@pytest.mark.parametrize("name", scripts())
+#: Half a minute and more each; the fast tests have the other scripts as a sample.
+LONG = {"demo", "engine", "engine_networks", "training"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in scripts()]
+)
 def test_last_line_is_the_record(name: str, tmp_path) -> None:
     output = tmp_path / "out" / "record.json"
     done = subprocess.run(
