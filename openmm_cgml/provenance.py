@@ -56,8 +56,9 @@ def describe(paths: Iterable[str | Path | None], **settings: object) -> dict[str
         paths: files; None where one was not given.
         settings: seed and what else tells the numbers apart.
     """
-    read = [path for path in paths if path is not None]
-    return {"date": now(), **settings, "inputs": fingerprints(read), "versions": versions()}
+    # Names alone: pages are passed on, and say nothing of their maker's folders.
+    read = {Path(path).name: fingerprint(path) for path in paths if path is not None}
+    return {"date": now(), **settings, "inputs": read, "versions": versions()}
 
 
 def now() -> str:

@@ -1,6 +1,7 @@
 """Backmapping of trajectories: files, resuming, many molecules, metrics, relaxation, weights."""
 
 import json
+import re
 import shutil
 
 import torch
@@ -310,7 +311,8 @@ def test_from_atoms_to_structures_and_entropies_on_the_command_line(peptide, tmp
     assert record["relaxed"]["after"] < record["relaxed"]["before"]
     page = (tmp_path / "b.html").read_text(encoding="utf-8")
     assert (tmp_path / "b.system.xml").exists() and "energy after" in page
-    assert "not compared: fewer than 100 values" in page and "nan" not in page  # too few frames
+    assert "not compared: fewer than 100 values" in page  # too few frames
+    assert not re.search(r"\bnan\b", page) and str(tmp_path) not in page
     told = run.invoke(cgml_app, [
         "entropy", f"{tmp_path}/a.flow", "--traj", f"{tmp_path}/beads.h5", "--stride", "50",
         "--samples", "2", "--fast", "--atoms", f"{tmp_path}/atoms.h5", "-o", f"{tmp_path}/s.npz",
