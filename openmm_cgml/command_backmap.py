@@ -153,7 +153,7 @@ def _relaxed(output: Path, structures: Any, forcefield: list[str], flow: Any) ->
 
 @step(
     "cgml entropy split.flow --traj cg.h5 --report entropy.html -o entropy.npz",
-    "cgml entropy split.flow other.flow --atoms atoms.h5 -o ranking.npz",
+    "cgml entropy split.flow other.flow --atoms atoms.h5 --reference volume -o ranking.npz",
     prints=True,
 )
 def entropy_command(

@@ -290,7 +290,7 @@ def test_commands_run(page, workplace):
 BEFORE_HELP = (
     "cgml map run.dcd --top molecule.pdb --mapping heavy_atom --temperature 300 -o atoms.h5",
     "cgml flow split atoms.h5 --mapping backbone -o split.flow",
-    "cgml flow split atoms.h5 --mapping calpha -o other.flow",
+    "cgml flow split atoms.h5 --mapping core_beta -o other.flow",
 )
 
 
