@@ -22,6 +22,7 @@ from .command_step import (
     BAD_INPUT,
     FAILED,
     INTERRUPTED,
+    RECORD,
     SETTINGS,
     Outcome,
     Sections,
@@ -408,10 +409,11 @@ def rerun_command(
     options = {**held["options"], **({"output": str(output)} if output is not None else {})}
     arguments = arguments_of(file, command, options)
     say("cgml " + shlex.join([*words, *arguments]))
-    made = command.make_context(words[-1], arguments, parent=program)
+    # Its numbers are in this command's record: there is one line of JSON, if any.
+    made = command.make_context(words[-1], ["--no-json", *arguments], parent=program)
     with made:
         command.invoke(made)
-    return {"repeated": held["command"], "options": options}
+    return {"repeated": held["command"], "options": options, **made.meta[RECORD]}
 
 
 _SECTIONS: dict[str, dict[str, Callable[..., None]]] = {

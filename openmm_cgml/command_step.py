@@ -22,15 +22,18 @@ from .command_options import say
 from .errors import InputError
 from .files import atomic_path, require_file, require_writable, segments_folder
 from .provenance import fingerprint, fingerprints, now, versions
+from .texts import parse_toml, read_table, toml_text
 
 #: Exit codes, the same for every command; Ctrl-C is the shell's.
 FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
+
+#: Where a context keeps the numbers of its command, for one that gives it again.
+RECORD = "openmm_cgml.record"
 
 #: Help as wide as the terminal, within reason.
 SETTINGS = {"max_content_width": 100}
 
 _SUFFIX = ".run.toml"
-_LARGEST_ECHO = 1 << 20  # bytes
 _PAGE = "HTML page to write about the output."
 _JSON = "Print the numbers as one line of JSON on standard output."
 
@@ -75,6 +78,7 @@ def step(
             given = {"context": context, **options} if "context" in asked else options
             returned = function(**given)
             outcome = returned if isinstance(returned, Outcome) else Outcome(returned or {})
+            context.meta[RECORD] = outcome.record
             read = [path for path, state in before.items() if _state(path) == state]
             echo = repeats and _echo_path(options)
             if echo or as_json:
@@ -178,17 +182,10 @@ def read_echo(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: if it is none.
     """
+    text = read_table(path, "command file")
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef]
-
-    source = require_file(path, "command file")
-    if source.stat().st_size > _LARGEST_ECHO:
-        raise InputError(f"{path} is too large to be a {_SUFFIX} file; give one that cgml wrote")
-    try:
-        held = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        held = parse_toml(text)
+    except ValueError as error:
         raise InputError(f"{path} is no TOML ({error}); give a file that cgml wrote") from None
     tables = ("options", "inputs", "versions")
     if not isinstance(held.get("command"), str) or any(
@@ -294,7 +291,7 @@ def _write_echo(path: Path, provenance: dict[str, Any], options: dict[str, Any])
 
 
 def _key(name: str) -> str:
-    return name if name.isidentifier() and name.isascii() else _toml(name)
+    return name if name.isidentifier() and name.isascii() else toml_text(name)
 
 
 def _toml(value: Any) -> str:
@@ -304,5 +301,4 @@ def _toml(value: Any) -> str:
         return repr(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_toml(one) for one in value)}]"
-    # JSON's strings are TOML's, but for this one character.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return toml_text(str(value))

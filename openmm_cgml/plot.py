@@ -1,6 +1,6 @@
 """Figures of a comparison and of a training run, as PNG bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,13 +132,28 @@ def reweighted_profiles(
         comparison: of the reweighted samples with the reference.
         labels: names of the dihedrals.
     """
-    figure, axes = subplots(1, 2, (9.5, 3.2))
     named = {"flow": flow, "reweighted": comparison.model, "reference": comparison.reference}
+    return several_profiles(named, _ENSEMBLES, comparison.kt, labels)
+
+
+def several_profiles(
+    named: Mapping[str, DihedralDistribution], styles: Mapping[str, tuple[str, Any]], kt: float,
+    labels: tuple[str, str],
+) -> bytes:  # fmt: skip
+    """Draw free energies along two dihedrals with bands of two standard errors over blocks.
+
+    Args:
+        named: name -> distribution over the two.
+        styles: name -> colour and dashes.
+        kt: kJ/mol.
+        labels: names of the dihedrals.
+    """
+    figure, axes = subplots(1, 2, (9.5, 3.2))
     for which, axis in enumerate(axes):
         for name, distribution in named.items():
-            colour, dashes = _ENSEMBLES[name]
+            colour, dashes = styles[name]
             centres = distribution.centres() * _DEGREES
-            values, error = free_energy_profile(distribution, which, comparison.kt)
+            values, error = free_energy_profile(distribution, which, kt)
             axis.plot(centres, values, color=colour, ls=dashes, label=name, lw=1.6)
             axis.fill_between(
                 centres, values - 2 * error, values + 2 * error, color=colour, alpha=0.2, lw=0

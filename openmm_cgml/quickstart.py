@@ -16,9 +16,9 @@ from .analysis import Comparison, compare
 from .dataset import CGDataset
 from .entropy import MappingEntropy
 from .errors import InputError
-from .files import atomic_path, segments_folder, sha256
+from .files import atomic_path, segments_folder
 from .mapping import MAPPINGS
-from .provenance import now, versions
+from .provenance import describe
 from .quality import Quality
 from .quickstart_page import write_quickstart
 from .ranking import PMFScore
@@ -171,7 +171,8 @@ def quickstart(
     data = resources.files(__package__) / "data" / "quickstart"
     setup = json.loads((data / "quickstart.json").read_text(encoding="utf-8"))
     with resources.as_file(data) as files:
-        hashes = {name: sha256(files / setup[name]) for name in ("trajectory", "reference")}
+        read = [files / setup[name] for name in ("trajectory", "topology", "reference")]
+        provenance = describe(read, seed=seed)
         trajectory = read_trajectory(files / setup["trajectory"], top=files / setup["topology"])
         logger.info("mapping %s", setup["title"])
         dataset = map_trajectory(
@@ -248,10 +249,7 @@ def quickstart(
             "entropy": _ENTROPY.format(frames=len(atoms.beads)),
         },
         backends=backends,
-        provenance={
-            "date": now(), "seed": seed, "seconds": summary["seconds"],
-            "versions": versions(), "sha256": hashes,
-        },
+        provenance={**provenance, "seconds": summary["seconds"]},
         notes=[effort.caveat] * bool(effort.caveat),
     )  # fmt: skip
     with atomic_path(folder / "summary.json") as unfinished:

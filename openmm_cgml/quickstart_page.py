@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import plot
-from .analysis import Comparison, dihedral_angles, free_energy_profile
+from .analysis import Comparison, dihedral_angles
 from .canvas import DASHES, MODEL, REFERENCE, SERIES, png, subplots
 from .entropy import MappingEntropy
 from .page import figure, grid, heading, paragraph, table, write_page
@@ -104,25 +104,12 @@ def write_quickstart(
 
 def road_profiles(roads: Mapping[str, Comparison], labels: tuple[str, str]) -> bytes:
     """Draw the free energy along each dihedral by several roads, with two standard errors."""
-    figure, axes = subplots(1, 2, (9.5, 3.4))
     reference = next(iter(roads.values()))
     named = {"all atoms": reference.reference} | {n: c.model for n, c in roads.items()}
     # The reference's colour is its own; those of the roads follow.
     colours = [REFERENCE, *(colour for colour in SERIES if colour != REFERENCE)]
-    for which, axis in enumerate(axes):
-        for (name, found), colour, dashes in zip(named.items(), colours, DASHES, strict=False):
-            centres = found.centres() * _DEGREES
-            values, error = free_energy_profile(found, which, reference.kt)
-            axis.plot(centres, values, color=colour, ls=dashes, lw=1.8, label=name)
-            axis.fill_between(
-                centres, values - 2 * error, values + 2 * error, color=colour, alpha=0.2, lw=0
-            )
-        axis.set(xlabel=f"{labels[which]}, degrees", ylim=(-1, 32), xlim=(-180, 180))
-        axis.set_xticks([-180, -90, 0, 90, 180])
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("free energy, kJ/mol")
-    axes[1].legend(frameon=False)
-    return png(figure)
+    styles = dict(zip(named, zip(colours, DASHES, strict=True), strict=False))
+    return plot.several_profiles(named, styles, reference.kt, labels)
 
 
 def entropy_along(

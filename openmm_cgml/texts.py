@@ -50,6 +50,12 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from None
 
 
+def toml_text(text: str) -> str:
+    """Return a text as TOML writes it."""
+    # JSON's strings are TOML's, but for this one character.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def read_table(path: str | Path, what: str) -> str:
     """Return the text of a file that people write.
 

@@ -87,7 +87,7 @@ def test_what_a_command_prints_and_leaves(place, capsys):
 def test_rerun_gives_the_same(place, capsys):
     """To the bit; also where options are lists, flags and paths with spaces."""
     cgml_run(
-        "cgml simulate molecule.pt --start dataset.h5 --copies 2 --ns 0.001 --seed 3 "
+        "cgml simulate molecule.pt --start dataset.h5 --copies 2 --ns 0.005 --seed 3 "
         "--platform CPU --property Threads=1 --minimize -o 'the first.h5'",
         capsys,
     )
@@ -100,11 +100,17 @@ def test_rerun_gives_the_same(place, capsys):
     first, second = (cgml.read_run(f"{name}.h5") for name in ("the first", "second"))
     assert (first.positions == second.positions).all()
     assert (place / "second.h5.run.toml").exists()
+    # One line of JSON also where the command itself prints its numbers unasked.
+    cgml_run("cgml analyze second.h5 --reference dataset.h5 --dihedral 0,1,2,3 --dihedral 1,2,3,4 "
+             "-o page.html", capsys)  # fmt: skip
+    record, _ = cgml_run("cgml rerun page.html.run.toml -o again.html", capsys)
+    assert 0 < record["js"] < 1 and record["repeated"] == "analyze"
 
     cgml_run("cgml data subsample dataset.h5 --count 50 -o few.h5", capsys)
     cgml_run("cgml data merge few.h5 few.h5 --weights as_is -o both.h5", capsys)
     (place / "both.h5").unlink()
-    cgml_run("cgml rerun both.h5.run.toml", capsys)
+    record, _ = cgml_run("cgml rerun both.h5.run.toml", capsys)
+    assert record["frames"] == 100  # the command's own numbers
     assert len(cgml.read_dataset("both.h5")) == 100
 
 

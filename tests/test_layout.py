@@ -67,7 +67,7 @@ FAMILIES = {
         "internal transforms samples core coupling velocity matching fiber_velocity fiber_fit "
         "fiber"
     ),
-    "native": "cache library package force ahead",
+    "native": "cache library package force",
 }
 # The package's __init__ is below everything: it may name any module, and none may import it.
 BOTTOM = len(LEVELS)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import geometry
 from ..errors import InputError, first_line
 from ..files import atomic_path
-from ..texts import parse_toml, read_table
+from ..texts import parse_toml, read_table, toml_text
 from ..topology import CGTopology
 from .core import PMF, InternalPMF, SumPMF
 from .message import MOST_DENSE
@@ -202,7 +202,7 @@ class PriorTable:
                 f"{name} = {_toml(value)}" for name, value in content["electrostatics"].items()
             ]
             blocks.append("\n".join(["[electrostatics]", *lines, ""]))
-            lines = [f"{_quoted(kind)} = {_toml(charge)}" for kind, charge in charges.items()]
+            lines = [f"{toml_text(kind)} = {_toml(charge)}" for kind, charge in charges.items()]
             blocks.append("\n".join(["[electrostatics.charges]", *lines, ""]))
         return "\n".join(blocks)
 
@@ -372,8 +372,4 @@ def _plain(value: Any) -> Any:
 def _toml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_toml(v) for v in value)}]"
-    return _quoted(value) if isinstance(value, str) else repr(float(value))
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # TOML's escapes are JSON's
+    return toml_text(value) if isinstance(value, str) else repr(float(value))
