@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .archives import most_expanded, read_zip, require_tensors, without_folder
+from .archives import most_expanded, read_zip, without_folder
 from .errors import InputError, ModelFileError, first_line
 from .files import atomic_path, require_file
 from .flow.core import Density, Flow, build
 from .flow.fiber import FiberFlow
+from .script_archives import require_tensors
 from .tensor_budget import limited_tensors
 from .texts import parse_json
 

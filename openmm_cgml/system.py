@@ -16,12 +16,13 @@ import openmm  # isort: skip
 from . import force as backends
 from .errors import InputError, UntrustedModelError
 from .files import atomic_path
-from .model_file import ModelFile, load_program, read_model_file
+from .model_file import ModelFile, read_model_file
 from .native import force as native
 from .pmf.core import PMF
 from .texts import read_xml
 from .topology import CGTopology
 from .torchforce import load_torch_plugins
+from .trusted_program import load_program
 
 _CHUNK = 4096  # frames whose energies are computed together
 

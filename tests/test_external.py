@@ -20,9 +20,9 @@ import pytest
 import openmm_cgml as cgml
 from openmm_cgml import geometry
 from openmm_cgml.force import BACKENDS
-from openmm_cgml.model_file import require_trusted
 from openmm_cgml.pmf.core import build, energy_and_forces
 from openmm_cgml.pmf.external import ExternalPMF, external
+from openmm_cgml.trusted_program import require_trusted
 from openmm_cgml.units import thermal_energy
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "external_network"

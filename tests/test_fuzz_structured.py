@@ -10,7 +10,7 @@ import pytest
 from test_hostile import Harmless
 
 import openmm_cgml as cgml
-from openmm_cgml import archives
+from openmm_cgml import archives, pickles
 from openmm_cgml.dataset_file import describe_group
 from openmm_cgml.mapping.table_file import parse_mapping_table, read_mapping_table
 from openmm_cgml.model_file import parse_model
@@ -150,7 +150,7 @@ OPCODES = [
 def test_pickles(content) -> None:
     for classes in ((), ("__torch__.A.B",)):
         with suppress(archives.Refused):
-            archives.Pickle(content, {"0": 16}, classes).value()
+            pickles.Pickle(content, {"0": 16}, classes).value()
 
 
 @QUICK

@@ -19,7 +19,7 @@ import openmm
 import pytest
 
 import openmm_cgml as cgml
-from openmm_cgml import archives
+from openmm_cgml import archives, pickles, script_archives
 from openmm_cgml.convert import convert_files
 from openmm_cgml.dataset import read_dataset
 from openmm_cgml.files import require_file
@@ -56,7 +56,8 @@ def at_most(seconds: int):
 
 #: Where a dangerous call may stand, and why.
 ALLOWED = {
-    ("torch.jit.load", "model_file.py"): "after load_program has looked at the archive",
+    ("torch.jit.load", "trusted_program.py"): "after load_program has looked at the archive",
+    ("torch.jit.load", "model_file.py"): "of bytes that load_program has looked at",
     ("torch.jit.load", "pmf/foreign.py"): "only with trust=True",
     ("torch.jit.load", "torchforce.py"): "a program made in the same function",
     ("deserialize", "system.py"): "after _require_harmless",
@@ -133,7 +134,7 @@ def test_the_scan_finds_what_it_looks_for() -> None:
 
 def test_every_operator_that_may_run_exists_or_is_none() -> None:
     """Nothing on the list of operators reads, writes, prints or starts anything."""
-    from openmm_cgml.model_file import _ALLOWED
+    from openmm_cgml.trusted_program import _ALLOWED
 
     harmful = ("file", "save", "load", "print", "fork", "wait", "script", "python", "warn",
                "record", "distributed", "rpc", "open", "set_", "resize")  # fmt: skip
@@ -757,15 +758,15 @@ def test_files_that_may_not_be_read(tmp_path, monkeypatch) -> None:
 )  # fmt: skip
 def test_pickles_are_read_without_being_obeyed(text, words) -> None:
     with pytest.raises(archives.Refused, match=words):
-        archives.Pickle(text, {"0": 16}).value()
+        pickles.Pickle(text, {"0": 16}).value()
 
 
 def test_a_pickle_of_tensors_is_described() -> None:
     raw = _torch_save({"a": torch.ones(2, 3), "b": [1, 2.5, "x", None, True]})
     entries = archives.without_folder(archives.read_zip(raw))
-    archives.require_tensors(entries)
-    value = archives.Pickle(entries["data.pkl"], {"0": 24}).value()
-    assert isinstance(value["a"], archives.TensorValue)
+    script_archives.require_tensors(entries)
+    value = pickles.Pickle(entries["data.pkl"], {"0": 24}).value()
+    assert isinstance(value["a"], pickles.TensorValue)
     assert value["b"] == [1, 2.5, "x", None, True]
 
 
@@ -773,11 +774,11 @@ def test_names_of_one_function_are_not_those_of_another() -> None:
     """The printer numbers the locals of every function from 0."""
     alias = "def f(x):\n  _0 = __torch__.geometry.distances\n  return _0(x)\n"
     value = "def g(x):\n  _0 = torch.mul(x, 2)\n  return _0\n"
-    assert set(archives._calls(ast.parse(alias + value))) == {"aten::mul"}
+    assert set(script_archives._calls(ast.parse(alias + value))) == {"aten::mul"}
     other = "def g(x):\n  _0 = torch.mul(x, 2)\n  return _0(x)\n"
-    assert "_0" in set(archives._calls(ast.parse(alias + other)))
+    assert "_0" in set(script_archives._calls(ast.parse(alias + other)))
     again = "def f(x):\n  _0 = __torch__.a\n  _0 = torch.mul(x, 2)\n  return _0(x)\n"
-    assert "_0" in set(archives._calls(ast.parse(again)))
+    assert "_0" in set(script_archives._calls(ast.parse(again)))
 
 
 def test_limits_are_of_the_size_that_the_page_says() -> None:

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Data flows down: a module imports from the lines above its own and from files left of it.
 LEVELS = [
     (
-        "version errors units registry geometry neighbours files provenance archives texts "
-        "hdf5_files progress"
+        "version errors units registry geometry neighbours files provenance archives pickles "
+        "script_archives texts hdf5_files progress"
     ),
     "topology periodic dcd whole_files formats trajectory",
     "mapping/",
@@ -37,7 +37,7 @@ LEVELS = [
         "training_weights training_step training_state train ensemble training_plan flow_training "
         "boltzmann fine_tuning distillation"
     ),
-    "tensor_budget model_file flow_file",
+    "tensor_budget trusted_program model_file flow_file",
     "native/ native_prior torchforce force system plugin",
     "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
     (

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import openmm_cgml as cgml
-from openmm_cgml.model_file import SCHEMA_VERSION, read_model_file, require_trusted
+from openmm_cgml.model_file import SCHEMA_VERSION, read_model_file
 from openmm_cgml.pmf.core import energy_and_forces
+from openmm_cgml.trusted_program import require_trusted
 
 
 def test_the_card_describes_the_model(model, dataset) -> None:

@@ -218,7 +218,7 @@ def test_pairs_serve_a_differentiable_energy() -> None:
 
 @pytest.mark.parametrize("beads", [FEW, BEADS])
 def test_program_uses_trusted_operators_only(beads) -> None:
-    from openmm_cgml.model_file import require_trusted
+    from openmm_cgml.trusted_program import require_trusted
 
     class Count(torch.nn.Module):
         def forward(self, positions: torch.Tensor, box_vectors: torch.Tensor) -> torch.Tensor:
