@@ -15,7 +15,7 @@ from .command_backmap import backmap_command, entropy_command
 from .command_data import data_app
 from .command_flow import distill_command, flow_app
 from .command_map import map_command
-from .command_options import Output, Threads, completing, parse_numbers, say
+from .command_options import Output, Threads, completing, parse_numbers, parse_properties, say
 from .command_reference import reference_command
 from .command_reweight import reweight_command
 from .command_step import (
@@ -161,7 +161,7 @@ def simulate_command(
         on_sick=on_sick,
         seed=seed,
         platform=platform,
-        properties=_properties(platform_property),
+        properties=parse_properties(platform_property),
         backend=backend,
     )
     run = simulation.run(
@@ -224,7 +224,7 @@ def remd_command(
         "friction": friction,
         "seed": seed,
         "platform": platform,
-        "properties": _properties(platform_property),
+        "properties": parse_properties(platform_property),
         "backend": backend,
     }
     begun = read_checkpoint(output)
@@ -467,16 +467,6 @@ def _use_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-
-
-def _properties(given: list[str] | None) -> dict[str, str] | None:
-    if not given:
-        return None
-    pairs = [entry.split("=", 1) for entry in given]
-    for entry, pair in zip(given, pairs, strict=True):
-        if len(pair) != 2:
-            raise InputError(f"platform property {entry!r} is not NAME=VALUE; e.g. DeviceIndex=1")
-    return {name: value for name, value in pairs}
 
 
 if __name__ == "__main__":

@@ -41,3 +41,18 @@ def parse_numbers(text: str, kind: type, count: int, what: str) -> list[Any]:
     if len(values) != count:
         raise InputError(f"{what} {text!r} is not {count} numbers with commas; e.g. 0,1,2,3")
     return values
+
+
+def parse_properties(given: list[str] | None) -> dict[str, str]:
+    """Return platform properties given as NAME=VALUE.
+
+    Raises:
+        InputError: naming one that is not.
+    """
+    found = {}
+    for entry in given or ():
+        name, sign, value = entry.partition("=")
+        if not sign:
+            raise InputError(f"platform property {entry!r} is not NAME=VALUE; e.g. DeviceIndex=1")
+        found[name] = value
+    return found

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .command_options import Output, completing, say
+from .command_options import Output, completing, parse_properties, say
 from .command_step import INTERRUPTED, Outcome, step
 from .errors import InputError
 from .mapping import FORCE_MAPS, MAPPINGS
@@ -171,7 +171,7 @@ def reference_command(
         keep_box=keep_box,
         platform=platform,
         threads=threads,
-        properties=_properties(platform_property or []),
+        properties=parse_properties(platform_property),
         seconds=seconds,
         checkpoint_seconds=checkpoint_seconds,
         coordinates=coordinates,
@@ -262,11 +262,3 @@ def _numbers(text: str, what: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{what} {text!r} is no number, nor several with commas") from None
-
-
-def _properties(given: list[str]) -> dict[str, str]:
-    pairs = [entry.partition("=") for entry in given]
-    for entry, (_, sign, _) in zip(given, pairs, strict=True):
-        if not sign:
-            raise InputError(f"platform property {entry!r} is not NAME=VALUE; e.g. DeviceIndex=1")
-    return {name: value for name, _, value in pairs}

@@ -2,11 +2,8 @@
 
 import hashlib
 import logging
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from .errors import CGMLError, InputError
 from .extrapolation import Monitor, Sighting
 from .files import segments_folder
 from .force import BACKENDS, FASTEST, backend_problem
+from .long_runs import processor, require_same_run, signals
 from .parallel import Ranks
 from .progress import ProgressBar
 from .replicas import replicate_topology, start_positions
@@ -464,7 +462,7 @@ class Langevin:
             "on_sick": self.on_sick,
             "start_sha256": self._starts[where],
             "ranks": self.ranks.size,
-            "processor": _processor(),
+            "processor": processor(),
         }
         if self._monitor.spread is not None:
             settings["force_uncertainty"] = self._monitor.spread.to_dict()
@@ -479,7 +477,10 @@ class Langevin:
         if found is None:
             return 0
         before, checkpoint = found
-        _require_same_run(output, before, info)
+        remedy = ""
+        if "program" in before and before["program"] != info.get("program"):
+            remedy = "; `cgml doctor` says whether models can be compiled here"
+        require_same_run(output, before, info, _MAY_CHANGE, remedy=remedy)
         self._load(checkpoint)
         logger.info("%s goes on from step %d", output, checkpoint.step)
         return checkpoint.step
@@ -589,7 +590,7 @@ class _Loop:
         """Run to the end; return why not, or None."""
         started = flushed = time.monotonic()
         first = saved = self.host.currentStep
-        with _signals() as caught:
+        with signals() as caught:
             while self.host.currentStep < self.total:
                 if not self._to_next_event(caught):
                     break
@@ -820,63 +821,5 @@ def _device_of_rank(
     return {**(properties or {}), "DeviceIndex": str(ranks.local_rank)}
 
 
-def _require_same_run(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with another run than the one that is there."""
-    differing = [
-        f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}"
-        for key in sorted(set(before) | set(now))
-        if key not in _MAY_CHANGE and before.get(key) != now.get(key)
-    ]
-    if len(differing) > 4:
-        differing[4:] = [f"and {len(differing) - 4} more"]
-    if differing:
-        remedy = "Use the same settings to go on with it, or choose another output"
-        if "program" in before and before["program"] != now.get("program"):
-            remedy += "; `cgml doctor` says whether models can be compiled here"
-        raise InputError(f"{output} holds another run: {'; '.join(differing)}. {remedy}")
-    if before.get("processor") != now.get("processor"):
-        logger.warning(
-            "%s was begun on another processor (%s): results may differ in the last digits",
-            output,
-            before.get("processor"),
-        )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:50]}..."
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        import platform
-
-        return platform.processor() or platform.machine()
-
-
 def _with_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-@contextmanager
-def _signals() -> Iterator[list[str]]:
-    """Collect Ctrl-C and SIGTERM (queues send it) instead of dying; a second one interrupts."""
-    caught: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def note(number: int, _: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(signal.Signals(number).name)
-
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

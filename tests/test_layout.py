@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEVELS = [
     (
         "version errors units registry geometry neighbours files provenance archives pickles "
-        "script_archives texts hdf5_files progress"
+        "script_archives texts hdf5_files progress long_runs"
     ),
     "topology periodic dcd whole_files formats trajectory",
     "mapping/",
@@ -58,7 +58,7 @@ FAMILIES = {
         "core fiber residue molecule custom table_file table martini constraints kinds force_map "
         "rotation noise"
     ),
-    "reference": "repair setup variables bias machine recorder methods session run reporter",
+    "reference": "repair setup variables bias machine recorder methods run reporter",
     "pmf": (
         "core tracing prior_terms prior_indices prior_rows radial message short_range prior_table "
         "prior_fit prior_contacts prior layers cgnet schnet painn foreign external ensemble"

@@ -20,7 +20,9 @@ import openmm
 from ..dataset import CGDataset
 from ..errors import InputError, first_line
 from ..files import require_writable
+from ..long_runs import processor, require_same_run, signals
 from ..mapping import FORCE_MAPS
+from ..progress import ProgressBar
 from ..reweight import kish_size
 from ..units import strip
 from ..version import __version__
@@ -35,7 +37,6 @@ from .recorder import (
     read_segments,
     reopen,
 )
-from .session import Progress, processor, require_same, signals
 from .setup import ReferenceSystem, box_array, build_system, warn_of_timestep
 from .variables import (
     CollectiveVariable,
@@ -322,7 +323,7 @@ class _Simulation:
     ) -> ReferenceRun:
         described = self._described()
         if found is not None:
-            require_same(output, found.settings, described, self.plan.can_grow)
+            self._require_same_run(output, found.settings, described)
             if not in_progress(output):
                 if found.frames >= self.total:
                     logger.info("%s is complete: %d frames", output, found.frames)
@@ -339,10 +340,19 @@ class _Simulation:
         try:
             found = read_checkpoint(output) if in_progress(output) else None
             return self._run(
-                recorder, found, described, seconds, checkpoint_seconds, Progress(progress)
+                recorder, found, described, seconds, checkpoint_seconds, ProgressBar(progress)
             )
         finally:
             recorder.close()
+
+    def _require_same_run(self, output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """Refuse to go on with another run; a longer one of those that can grow is the same."""
+        may_change, shorter = {"processor"}, []
+        if self.plan.can_grow:
+            may_change.add("ns")
+            if now["ns"] < before["ns"] - 1e-9:
+                shorter = [f"ns was {before['ns']:g}, now {now['ns']:g}: it can only grow"]
+        require_same_run(output, before, now, may_change, shorter)
 
     def _run(
         self,
@@ -351,7 +361,7 @@ class _Simulation:
         described: dict[str, Any],
         seconds: float | None,
         checkpoint_seconds: float,
-        bar: Progress,
+        bar: ProgressBar,
     ) -> ReferenceRun:
         with signals() as caught:
             with bar:
@@ -390,7 +400,7 @@ class _Simulation:
         found: Any,
         described: dict[str, Any],
         caught: list[str],
-        bar: Progress,
+        bar: ProgressBar,
     ) -> tuple[Machine, np.ndarray | None]:
         """Return the Context at the first frame, or where the run stopped."""
         if found is not None:
@@ -468,7 +478,7 @@ class _Simulation:
         )
 
     def _equilibrate_box(
-        self, positions: np.ndarray, caught: list[str], bar: Progress
+        self, positions: np.ndarray, caught: list[str], bar: ProgressBar
     ) -> tuple[np.ndarray, np.ndarray]:
         """Run at constant pressure; return positions in the box of mean volume."""
         settings = self.settings
@@ -505,7 +515,7 @@ class _Simulation:
         return points, last * factor
 
     def _equilibrate(
-        self, machine: Machine, positions: np.ndarray, bar: Progress
+        self, machine: Machine, positions: np.ndarray, bar: ProgressBar
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Minimise, equilibrate without bias, and gather frames for the force map."""
         settings = self.settings
@@ -547,7 +557,7 @@ class _Simulation:
         seconds: float | None,
         checkpoint_seconds: float,
         caught: list[str],
-        bar: Progress,
+        bar: ProgressBar,
     ) -> str | None:
         """Step and record to the end; return why not, or None."""
         plan, stride = self.plan, self.settings.stride
