@@ -14,6 +14,7 @@ import numpy as np
 
 import openmm  # isort: skip
 
+from .copy_status import CopyStatus
 from .dataset import CGDataset
 from .engine import Engine, find_backend, find_platform, lfmiddle_integrator
 from .errors import CGMLError, InputError
@@ -94,6 +95,7 @@ class Langevin:
         box_vectors: (3, 3), nm, of a periodic box; None: that of the start dataset, if it has one.
 
     Attributes:
+        status: `CopyStatus`: which copies were sick, and what became of them.
         reporters: OpenMM reporters, or anything with ``describeNextReport`` and ``report``; append
             to it. OpenMM's raise an error on NaN. One with ``state_dict()`` and
             ``load_state_dict()`` (dictionaries of arrays) is part of the checkpoints; the files of
@@ -211,13 +213,7 @@ class Langevin:
         if len(self.temperatures) > 1 or self.engine.has_temperatures:
             self.engine.set_temperatures(self._copy_temperatures())
         self.engine.velocities = self._first_velocities()
-        # Who is known to be outside the training data, for each of the monitor's reasons.
-        self._reported = {
-            reason: np.zeros(self.engine.copies, dtype=bool) for reason in self._monitor.reasons
-        }
-        self._dropped = np.zeros(self.engine.copies, dtype=bool)
-        self._resets = np.zeros(self.engine.copies, dtype=np.int64)
-        self._flagged = np.zeros(self.engine.copies, dtype=bool)  # since the last frame
+        self.status = CopyStatus.of(self.engine.copies, self._monitor.reasons)
         self._host = ReporterHost(
             self.context, self.system, integrator, self._app_topology, self.reporters
         )
@@ -490,11 +486,8 @@ class Langevin:
             "positions": self.engine.positions,
             "velocities": self.engine.velocities,
             "rungs": self.rungs,
-            "dropped": self._dropped,
-            "resets": self._resets,
-            "flagged": self._flagged,
             "unread": self.engine.unread,
-            **self._reported,
+            **self.status.arrays(),
             **{f"exchange_{k}": v for k, v in self._exchange_arrays().items()},
         }
         for k, reporter in enumerate(self.reporters):
@@ -511,10 +504,8 @@ class Langevin:
         arrays = checkpoint.arrays
         self.engine.restore(checkpoint.blob)
         self.rungs = arrays["rungs"].astype(np.int64)
-        self._dropped, self._resets = arrays["dropped"].astype(bool), arrays["resets"].copy()
-        self._flagged = arrays["flagged"].astype(bool)
         self.engine.unread = arrays["unread"]
-        self._reported = {reason: arrays[reason].astype(bool) for reason in self._reported}
+        self.status = self.status.with_arrays(arrays)
         self._load_exchange_arrays(_with_prefix(arrays, "exchange_"))
         if len(self.temperatures) > 1:
             self.engine.set_temperatures(self._copy_temperatures())
@@ -542,9 +533,10 @@ class Langevin:
         temperatures = self._copy_temperatures()[where]
         velocities[where] = self.engine.thermal_velocities(noise, temperatures)
         self.engine.positions, self.engine.velocities = positions, velocities
-        self._resets[where] += 1
+        self.status.resets[where] += 1
+        self.status.flagged[where] = True
         if self.on_sick == "drop":
-            self._dropped[where] = True
+            self.status.dropped[where] = True
         for copy in where:
             event = {
                 "what": "dropped" if self.on_sick == "drop" else "reset",
@@ -644,7 +636,7 @@ class _Loop:
             self._exchange(energies)
         if energies is not None and frame_due:
             # Only now: who was sick until this frame does not exchange with it either.
-            simulation._flagged = np.zeros_like(simulation._flagged)
+            simulation.status.flagged[:] = False
         host.report(due)
         return True
 
@@ -659,13 +651,13 @@ class _Loop:
         # Where energies were read there is nothing unread, which saves the evaluation.
         read = any(self._due(0))
         unread = np.zeros(self.engine.copies, dtype=np.int64) if read else self.engine.unread
-        arrays = (one._dropped.copy(), one._resets.copy(), one._flagged.copy(), unread)
         generator = one._own.bit_generator.state
-        return self.engine.checkpoint(), arrays, generator, len(self.writer.events)
+        events = len(self.writer.events)
+        return self.engine.checkpoint(), unread, one.status.copy(), generator, events
 
     def _go_back(self, before: tuple[Any, ...]) -> None:
         one = self.simulation
-        blob, (one._dropped, one._resets, one._flagged, unread), generator, events = before
+        blob, unread, one.status, generator, events = before
         self.engine.restore(blob)
         self.engine.unread = unread
         one._own.bit_generator.state = generator
@@ -678,7 +670,7 @@ class _Loop:
             False if interrupted.
         """
         healed = np.zeros(self.engine.copies, dtype=int)
-        blob, unread = before[0], before[1][-1]
+        blob, unread = before[:2]
         while True:
             try:
                 return self._step(steps, caught)
@@ -735,7 +727,6 @@ class _Loop:
 
     def _heal(self, sick: np.ndarray, why: str) -> None:
         self.simulation._heal(sick, why, self.writer.events)
-        self.simulation._flagged |= sick
 
     def _add_frame(self, energies: np.ndarray) -> None:
         simulation = self.simulation
@@ -750,7 +741,7 @@ class _Loop:
             energy=energies,
             kinetic_energy=self.engine.kinetic_energies(),
             rung=simulation.rungs[simulation.share],
-            sick=simulation._flagged | simulation._dropped,
+            sick=simulation.status.frozen,
             extrapolating=sighting.extrapolating,
             force_uncertainty=sighting.uncertainty,
         )
@@ -759,7 +750,7 @@ class _Loop:
         """Write down which copies have left the training data for the first time, and why."""
         simulation = self.simulation
         for reason, flags in sighting.flags.items():
-            for copy in np.flatnonzero(flags & ~simulation._reported[reason]):
+            for copy in np.flatnonzero(flags & ~simulation.status.reported[reason]):
                 self.writer.events.append(
                     {
                         "what": "extrapolating",
@@ -769,12 +760,12 @@ class _Loop:
                         "why": sighting.why(reason, int(copy)),
                     }
                 )
-            simulation._reported[reason] |= flags
+            simulation.status.reported[reason] |= flags
 
     def _exchange(self, energies: np.ndarray) -> None:
         simulation = self.simulation
-        frozen = simulation._dropped | simulation._flagged
-        gathered = simulation.ranks.gather(np.stack([energies, frozen], axis=1))
+        given = np.stack([energies, simulation.status.frozen], axis=1)
+        gathered = simulation.ranks.gather(given)
         before = simulation._copy_temperatures()
         simulation._exchange(gathered[:, 0], gathered[:, 1] > 0)
         after = simulation._copy_temperatures()
@@ -814,8 +805,6 @@ def _rungs(temperature: Any, copies: int) -> tuple[np.ndarray, np.ndarray]:
 def _device_of_rank(
     platform: Any, properties: dict[str, str] | None, ranks: Ranks
 ) -> dict[str, str] | None:
-    from .engine import find_platform
-
     if "DeviceIndex" not in find_platform(platform).getPropertyNames():
         return properties
     return {**(properties or {}), "DeviceIndex": str(ranks.local_rank)}

@@ -39,7 +39,10 @@ LEVELS = [
     ),
     "tensor_budget trusted_program model_file flow_file",
     "native/ native_prior torchforce force system plugin",
-    "parallel replicate replicas engine run_file sampling reporters simulate remd rescue",
+    (
+        "parallel replicate replicas engine run_file sampling reporters copy_status simulate remd "
+        "rescue"
+    ),
     (
         "observables analysis run_convergence rdf landscape backbone_torsions timescales "
         "benchmark export backmapping quality relaxation atomistic entropy ranking canvas plot "
