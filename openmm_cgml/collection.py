@@ -11,6 +11,7 @@ from .dataset import CGDataset, read_group
 from .dataset_file import GroupWriter, describe_group, open_hdf5
 from .errors import InputError
 from .files import atomic_path
+from .hdf5_files import stored_text, text_of, write_hdf5_file
 from .merging import Part, merge
 from .texts import parse_json
 
@@ -154,9 +155,8 @@ def read_collection(path: str | Path) -> DatasetCollection:
     """
     with open_hdf5(path, "collection", SCHEMA_VERSION) as handle:
         try:
-            groups = {
-                name: handle["molecules"][name] for name in parse_json(handle.attrs["names"])
-            }
+            names = parse_json(text_of(handle.attrs["names"]))
+            groups = {name: handle["molecules"][name] for name in names}
         except Exception as error:  # names of another kind, objects that are no groups
             raise InputError(
                 f"collection {path} is damaged or cut short; make it again"
@@ -195,11 +195,9 @@ def _require_one_ensemble(one: Part, other: Part) -> None:
 
 
 def _write_collection(path: str | Path, molecules: Mapping[str, Part]) -> None:
-    import h5py
-
     from .version import __version__
 
-    with atomic_path(path) as partial, h5py.File(partial, "w") as handle:
+    with atomic_path(path) as partial, write_hdf5_file(partial) as handle:
         for name, part in molecules.items():
             group = handle.create_group(f"molecules/{name}")
             writer = GroupWriter(group, part.topology, part.temperature)
@@ -210,7 +208,7 @@ def _write_collection(path: str | Path, molecules: Mapping[str, Part]) -> None:
             writer.finish()
         handle.attrs.update(
             schema_version=SCHEMA_VERSION,
-            kind="collection",
-            package_version=__version__,
-            names=json.dumps(list(molecules)),
+            kind=stored_text("collection"),
+            package_version=stored_text(__version__),
+            names=stored_text(json.dumps(list(molecules))),
         )

@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import InputError, first_line
 from .files import atomic_path, require_file, segments_folder
-from .hdf5_files import open_hdf5_file
+from .hdf5_files import open_hdf5_file, stored_text, text_of, write_hdf5_file
 from .texts import parse_json
 from .topology import CGTopology, require_equal_beads
 from .units import strip
@@ -105,7 +105,7 @@ class GroupWriter:
                     dtype=_TYPES.get(name, np.float32),
                 )
                 if name in _UNITS:
-                    data.attrs["unit"] = _UNITS[name]
+                    data.attrs["unit"] = stored_text(_UNITS[name])
         if tuple(present) != self._names:
             raise InputError(f"chunk holds {tuple(present)}, earlier ones {self._names}")
         if chunk.variable_names != self._variable_names:
@@ -131,16 +131,16 @@ class GroupWriter:
 
         if self._names is None:
             raise InputError("no frames were written to the dataset; add some")
-        self._group["topology"] = self._topology.to_json()
-        self._group["mapping"] = json.dumps(self._mapping)
+        self._group["topology"] = stored_text(self._topology.to_json())
+        self._group["mapping"] = stored_text(json.dumps(self._mapping))
         self._group.attrs.update(
             schema_version=SCHEMA_VERSION,
-            kind="dataset",
-            package_version=__version__,
+            kind=stored_text("dataset"),
+            package_version=stored_text(__version__),
             temperature_K=self._temperature,
-            sources=json.dumps(self._sources),
-            bias=self._bias,
-            variable_names=json.dumps(self._variable_names),
+            sources=stored_text(json.dumps(self._sources)),
+            bias=stored_text(self._bias),
+            variable_names=stored_text(json.dumps(self._variable_names)),
         )
 
 
@@ -162,11 +162,9 @@ class DatasetWriter:
         self._temperature = strip(temperature, "kelvin", what="temperature", positive=True)
 
     def __enter__(self) -> "DatasetWriter":
-        import h5py
-
         with ExitStack() as stack:
             partial = stack.enter_context(atomic_path(self._path))
-            file = stack.enter_context(h5py.File(partial, "w"))
+            file = stack.enter_context(write_hdf5_file(partial))
             self._writer = GroupWriter(file, self._topology, self._temperature)
             self._stack = stack.pop_all()
         return self
@@ -229,7 +227,7 @@ def open_hdf5(path: str | Path, kind: str, newest: int) -> Iterator[Any]:
     with handle:
         try:
             version = handle.attrs.get("schema_version")
-            found = str(handle.attrs.get("kind", "dataset"))
+            found = text_of(handle.attrs.get("kind", "dataset"))
             version = None if version is None else int(version)
         except Exception as error:
             raise InputError(
@@ -260,12 +258,12 @@ def describe_group(group: Any, where: str) -> dict[str, Any]:
     """
     try:
         described = {
-            "topology": CGTopology.from_json(group["topology"].asstr()[()]),
+            "topology": CGTopology.from_json(text_of(group["topology"][()])),
             "temperature": float(group.attrs["temperature_K"]),
-            "mapping": parse_json(group["mapping"].asstr()[()]),
-            "sources": parse_json(group.attrs["sources"]),
-            "bias": str(group.attrs.get("bias", "")),
-            "variable_names": tuple(parse_json(group.attrs.get("variable_names", "[]"))),
+            "mapping": parse_json(text_of(group["mapping"][()])),
+            "sources": parse_json(text_of(group.attrs["sources"])),
+            "bias": text_of(group.attrs.get("bias", "")),
+            "variable_names": tuple(parse_json(text_of(group.attrs.get("variable_names", "[]")))),
         }
         count = len(group["frames/positions"])
         lengths = {n: len(d) for n, d in group["frames"].items() if n in PER_FRAME}

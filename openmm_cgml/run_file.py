@@ -23,7 +23,7 @@ import numpy as np
 
 from .errors import InputError
 from .files import atomic_path, require_file, require_writable, segments_folder
-from .hdf5_files import open_hdf5_file
+from .hdf5_files import open_hdf5_file, stored_text, text_of, write_hdf5_file
 from .texts import parse_json
 from .topology import CGTopology
 
@@ -301,9 +301,7 @@ class RunWriter:
         self._clear()
 
     def _image(self, checkpoint: Checkpoint) -> bytes:
-        import h5py
-
-        with h5py.File("segment", "w", driver="core", backing_store=False) as handle:
+        with write_hdf5_file("segment", driver="core", backing_store=False) as handle:
             _write_head(handle, self.topology, self.info, checkpoint.step, finished=False)
             for group, table, rows in (
                 ("frames", self._table, self._frames),
@@ -311,8 +309,9 @@ class RunWriter:
             ):
                 for name, (unit, kind) in table.items():
                     values: np.ndarray = np.array(rows[name], dtype=kind)
-                    handle.create_dataset(f"{group}/{name}", data=values).attrs["unit"] = unit
-            handle["events"] = json.dumps(self.events)
+                    data = handle.create_dataset(f"{group}/{name}", data=values)
+                    data.attrs["unit"] = stored_text(unit)
+            handle["events"] = stored_text(json.dumps(self.events))
             _write_checkpoint(handle, checkpoint, self.rank)
             handle.flush()
             return handle.id.get_file_image()
@@ -448,7 +447,7 @@ def read_checkpoint(path: str | Path, rank: int = 0) -> tuple[dict[str, Any], Ch
         return None
     files = parts[-1]
     with _opened(files[rank if len(files) > rank else 0]) as handle:
-        info = parse_json(handle.attrs["info"])
+        info = parse_json(text_of(handle.attrs["info"]))
         name = f"checkpoint/{rank}"
         if name not in handle:
             return info, Checkpoint(int(handle.attrs["step"]), {}, {}, b"")
@@ -456,7 +455,7 @@ def read_checkpoint(path: str | Path, rank: int = 0) -> tuple[dict[str, Any], Ch
         return info, Checkpoint(
             step=int(handle.attrs["step"]),
             arrays={k: np.asarray(v) for k, v in group["arrays"].items()},
-            state=parse_json(group["state"].asstr()[()]),
+            state=parse_json(text_of(group["state"][()])),
             blob=bytes(np.asarray(group["openmm"])),
         )
 
@@ -490,7 +489,7 @@ def _parts(path: Path) -> list[list[Path]]:
         with _opened(first) as handle:
             if int(handle.attrs["step"]) <= step:
                 continue  # a kill came between joining the segments and removing them
-            ranks = int(parse_json(handle.attrs["info"]).get("ranks", 1))
+            ranks = int(parse_json(text_of(handle.attrs["info"])).get("ranks", 1))
         files = [first.with_name(_segment_name(number, rank)) for rank in range(ranks)]
         lacking = [file for file in files if not file.exists()]
         if lacking and first == firsts[-1] == files[0]:
@@ -517,7 +516,7 @@ class _opened:
         except OSError as error:
             raise self._damaged() from error
         try:
-            if self._handle.attrs.get("kind") != "run":
+            if text_of(self._handle.attrs.get("kind", "")) != "run":
                 raise InputError(f"{self.path} is not a run; make one with `cgml simulate`")
             version = int(self._handle.attrs.get("schema_version", 0))
             if version > SCHEMA_VERSION:
@@ -559,15 +558,15 @@ def _read_part(files: Sequence[Path], stride: int, skip: int) -> tuple[dict[str,
     for file in files:
         with _opened(file) as handle:
             frames = len(handle["frames/time"])
-            info = parse_json(handle.attrs["info"])
+            info = parse_json(text_of(handle.attrs["info"]))
             table = _frame_arrays(info)
             share = {name: handle["frames"][name][skip::stride] for name in table}
             # A negative start would count from the end.
             share["exchange_time"] = handle["exchanges/time"][:]
             share["exchange_rung"] = handle["exchanges/rung"][:]
-            share["topology"] = CGTopology.from_json(handle["topology"].asstr()[()])
+            share["topology"] = CGTopology.from_json(text_of(handle["topology"][()]))
             share["info"] = info
-            share["events"] = parse_json(handle["events"].asstr()[()])
+            share["events"] = parse_json(text_of(handle["events"][()]))
             # Segments may hold the whole run, where there was no room to join them.
             end = info.get("steps", math.inf)
             share["finished"] = bool(handle.attrs["finished"] or handle.attrs["step"] >= end)
@@ -643,9 +642,7 @@ def _consolidate(
     path: Path, parts: list[list[Path]], topology: CGTopology, info: dict[str, Any]
 ) -> None:
     """Write one file of all parts, part after part, so that memory holds one at a time."""
-    import h5py
-
-    with atomic_path(path) as partial, h5py.File(partial, "w") as out:
+    with atomic_path(path) as partial, write_hdf5_file(partial) as out:
         events: list[Any] = []
         for part in parts:
             piece, _ = _read_part(part, 1, 0)
@@ -660,7 +657,7 @@ def _consolidate(
             with _opened(file) as last:
                 for rank in last["checkpoint"]:
                     last.copy(f"checkpoint/{rank}", out.require_group("checkpoint"))
-        out["events"] = json.dumps(events)
+        out["events"] = stored_text(json.dumps(events))
         _write_head(out, topology, info, step, finished=True)
 
 
@@ -673,7 +670,7 @@ def _append(handle: Any, name: str, values: np.ndarray, kind: Any, unit: str) ->
             maxshape=(None, *values.shape[1:]),
             chunks=(rows, *(max(1, n) for n in values.shape[1:])),
             dtype=kind,
-        ).attrs["unit"] = unit
+        ).attrs["unit"] = stored_text(unit)
     dataset = handle[name]
     start = len(dataset)
     dataset.resize(start + len(values), axis=0)
@@ -683,11 +680,11 @@ def _append(handle: Any, name: str, values: np.ndarray, kind: Any, unit: str) ->
 def _write_head(
     handle: Any, topology: CGTopology, info: dict[str, Any], step: int, finished: bool
 ) -> None:
-    handle["topology"] = topology.to_json()
+    handle["topology"] = stored_text(topology.to_json())
     handle.attrs.update(
         schema_version=SCHEMA_VERSION,
-        kind="run",
-        info=json.dumps(info),
+        kind=stored_text("run"),
+        info=stored_text(json.dumps(info)),
         step=step,
         finished=finished,
     )
@@ -698,5 +695,5 @@ def _write_checkpoint(handle: Any, checkpoint: Checkpoint, rank: int) -> None:
     for name, values in checkpoint.arrays.items():
         group[f"arrays/{name}"] = values
     group.require_group("arrays")
-    group["state"] = json.dumps(checkpoint.state)
+    group["state"] = stored_text(json.dumps(checkpoint.state))
     group["openmm"] = np.frombuffer(checkpoint.blob, dtype=np.uint8)

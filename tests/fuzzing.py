@@ -275,6 +275,22 @@ def _damage_object(handle: Any, names: list[str], random: np.random.Generator) -
         handle[name] = h5py.ExternalLink("other.h5", "/x")
 
 
+def texts_in_heap(path: Path) -> None:
+    """Write the texts of an HDF5 file anew as h5py does: of no fixed length, in a heap."""
+    import h5py
+
+    with h5py.File(path, "r+") as handle:
+        for owner in (handle, *handle.values()):
+            for name, value in owner.attrs.items():
+                if isinstance(value, bytes):
+                    owner.attrs[name] = value.decode()
+        for name, data in handle.items():
+            if isinstance(data, h5py.Dataset) and data.dtype.kind == "S":
+                text = data[()].decode()
+                del handle[name]
+                handle[name] = text
+
+
 # ---------------------------------------------------------------- readers
 
 

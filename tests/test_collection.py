@@ -318,11 +318,11 @@ def test_collection_round_trip(collection, tmp_path) -> None:
     collection.save(tmp_path / "all.h5")
     same(cgml.read_collection(tmp_path / "all.h5"), collection)
     with h5py.File(tmp_path / "all.h5") as handle:
-        assert handle.attrs["kind"] == "collection" and handle.attrs["schema_version"] == 1
+        assert handle.attrs["kind"] == b"collection" and handle.attrs["schema_version"] == 1
         group = handle["molecules/long"]
         # A molecule's group is laid out as a dataset's file is.
         assert set(group) == {"frames", "topology", "mapping"}
-        assert group.attrs["kind"] == "dataset" and group.attrs["temperature_K"] == 310.0
+        assert group.attrs["kind"] == b"dataset" and group.attrs["temperature_K"] == 310.0
     for name, data in collection.datasets.items():
         data.save(tmp_path / f"{name}.h5")
     collect_files({n: tmp_path / f"{n}.h5" for n in collection}, tmp_path / "streamed.h5")

@@ -100,7 +100,7 @@ def test_run_file_holds_what_was_asked_for(model, dataset, tmp_path) -> None:
     assert np.array_equal(again.positions, run.positions) and again.info == run.info
     assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
     with h5py.File(tmp_path / "run.h5") as handle:
-        assert handle["frames/positions"].attrs["unit"] == "nm"
+        assert handle["frames/positions"].attrs["unit"] == b"nm"
 
 
 def test_starts_are_drawn_by_weight(model, dataset) -> None:
@@ -284,7 +284,7 @@ def test_uncertainty_of_an_ensemble_is_stored_and_flagged(dataset, tmp_path) -> 
     assert np.array_equal(run.of_copy(2).force_uncertainty, run.force_uncertainty[:, 2:3])
     text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
     with h5py.File(tmp_path / "run.h5") as handle:
-        assert handle["frames/force_uncertainty"].attrs["unit"] == "kJ/mol/nm"
+        assert handle["frames/force_uncertainty"].attrs["unit"] == b"kJ/mol/nm"
         for name in (*(f"frames/{n}" for n in handle["frames"]), *run.info, *record, "uncertain"):
             assert f"`{name}`" in text, name
 

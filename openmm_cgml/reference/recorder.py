@@ -26,6 +26,7 @@ from ..dataset import CGDataset, iterate_dataset, read_dataset
 from ..dataset_file import PER_FRAME, DatasetWriter
 from ..errors import InputError
 from ..files import atomic_path, require_writable, segments_folder
+from ..hdf5_files import write_hdf5_file
 from ..mapped import describe_mapping
 from ..mapping import FORCE_MAPS
 from ..mapping.core import Mapping
@@ -501,7 +502,7 @@ class DatasetRecorder:
         # So that a finished run can be made longer.
         for name in (_CHECKPOINT, _CALIBRATION):
             if (path := self.folder / name).exists():
-                with h5py.File(partial, "a") as handle:
+                with write_hdf5_file(partial, "a") as handle:
                     content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
                     handle.create_dataset(f"checkpoint/{name}", data=content)
 
@@ -633,9 +634,7 @@ def _chunks(files: list[Path]) -> Iterator[CGDataset]:
 
 def _write_group(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Add numbers of the frames that are no part of a dataset, for whoever looks for them."""
-    import h5py
-
-    with h5py.File(path, "a") as handle:
+    with write_hdf5_file(path, "a") as handle:
         for name, values in arrays.items():
             handle.create_dataset(f"reference/{name}", data=values)
 
