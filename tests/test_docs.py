@@ -43,6 +43,7 @@ SMALLER = {
 
 # Of each command: options that are set to this, whether the page gives them or not.
 LIGHTER = {
+    "quickstart": {"--quick": ""},
     "reference": {"--ns": "0.005", "--equilibrate": "1", "--calibrate": "50"},
     "train": {"--epochs": "1"},
     "flow train": {"--epochs": "1"},
@@ -53,7 +54,7 @@ LIGHTER = {
     "benchmark": {"--seconds": "2"},
     "reweight": {"--samples": "2000"},
     "backmap": {"--number": "1", "--stride": "20"},
-    "entropy": {"--stride": "50"},
+    "entropy": {"--stride": "50", "--samples": "2", "--fast": ""},
     "analyze": {"--discard": "0"},
 }
 
@@ -243,6 +244,9 @@ def lighter(line: str) -> list[str]:
     words = shlex.split(line, comments=True)[1:]
     options = next((LIGHTER[c] for c in (" ".join(words[:2]), words[0]) if c in LIGHTER), {})
     for option, value in options.items():
+        if not value:  # a flag
+            words += [] if option in words else [option]
+            continue
         short = {"--number": "-n"}.get(option, option)
         for name in {option, short}:
             if name in words:
