@@ -174,6 +174,9 @@ def entropy_command(
     fast: Annotated[
         bool, typer.Option("--fast", help="Random directions, right on average.")
     ] = False,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of the solver; fewer are faster, and less exact.")
+    ] = 40,
     report: _Report = None,
     seed: int = 0,
     threads: Threads = 1,
@@ -190,8 +193,10 @@ def entropy_command(
     from .dataset import read_dataset
     from .entropy import compare_mappings, data_entropy, differences, mapping_entropy, read_beads
     from .files import atomic_path, require_writable
+    from .flow.fiber import Solver
 
     torch.set_num_threads(threads)
+    solver = Solver(steps=steps)
     for path in (output, report):
         if path is not None:
             require_writable(path)
@@ -206,7 +211,7 @@ def entropy_command(
             raise InputError("two model files have the same name; rename one")
         ranked = compare_mappings(
             named, frames.positions, weights=frames.weights, samples=samples, density=density,
-            reference=reference, seed=seed,
+            reference=reference, seed=seed, solver=solver,
         )  # fmt: skip
         more = differences(ranked)
         for one, (gap, error) in zip(ranked, more, strict=True):
@@ -231,6 +236,7 @@ def entropy_command(
             raise InputError("give the beads whose entropy is wanted: --traj")
         choice: dict[str, Any] = {
             "reference": reference, "length_unit": length_unit, "density": density,
+            "solver": solver,
         }  # fmt: skip
         found = mapping_entropy(
             models[0], read_beads(traj, top, stride=stride), samples, seed=seed, **choice

@@ -323,8 +323,19 @@ def test_from_atoms_to_structures_and_entropies_on_the_command_line(peptide, tmp
     assert record["model"]["removed"] == 51 and "W = E - TS" in record["model"]["unit"]
     with np.load(tmp_path / "s.npz") as table:
         assert table["entropy"].shape == (4,) and table["data"].shape == (4,)
+        first = table["entropy"]
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
     assert "Along the trajectory" in page and "<img" in page
+    found = []
+    for steps in ("12", "2"):  # of the same noise
+        told = run.invoke(cgml_app, [
+            "entropy", f"{tmp_path}/a.flow", "--traj", f"{tmp_path}/beads.h5", "--stride", "50",
+            "--samples", "2", "--fast", "--steps", steps, "-o", f"{tmp_path}/s{steps}.npz",
+        ])  # fmt: skip
+        assert told.exit_code == 0, told.output
+        with np.load(tmp_path / f"s{steps}.npz") as table:
+            found.append(np.abs(table["entropy"] - first).max())
+    assert 0 < found[0] < 0.1 * found[1]
     shutil.copy(tmp_path / "a.flow", tmp_path / "b.flow")
     told = run.invoke(cgml_app, [
         "entropy", f"{tmp_path}/a.flow", f"{tmp_path}/b.flow", "--stride", "50", "--samples", "2",
