@@ -219,11 +219,11 @@ for _name, _command in (
 
 def _kind(file: str | Path) -> str:
     """Return the attribute ``kind`` of an HDF5 file; "dataset" where it cannot be told."""
-    from .hdf5_files import open_hdf5_file, text_of
+    from .hdf5_files import kind_of, open_hdf5_file
 
     try:
         with open_hdf5_file(file) as handle:
-            return text_of(handle.attrs.get("kind", "dataset"))
+            return kind_of(handle)
     except OSError:
         return "dataset"  # its reader says what is wrong
 

@@ -1,7 +1,7 @@
 """What has happened to the copies of a run: which were sick, started anew, or left the data."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class CopyStatus:
     dropped: np.ndarray
     resets: np.ndarray
     flagged: np.ndarray
-    reported: dict[str, np.ndarray] = field(default_factory=dict)
+    reported: dict[str, np.ndarray]
 
     @classmethod
     def of(cls, copies: int, reasons: Iterable[str]) -> "CopyStatus":

@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import InputError, first_line
 from .files import atomic_path, require_file, segments_folder
-from .hdf5_files import open_hdf5_file, stored_text, text_of, write_hdf5_file
+from .hdf5_files import kind_of, open_hdf5_file, stored_text, text_of, write_hdf5_file
 from .texts import parse_json
 from .topology import CGTopology, require_equal_beads
 from .units import strip
@@ -227,7 +227,7 @@ def open_hdf5(path: str | Path, kind: str, newest: int) -> Iterator[Any]:
     with handle:
         try:
             version = handle.attrs.get("schema_version")
-            found = text_of(handle.attrs.get("kind", "dataset"))
+            found = kind_of(handle)
             version = None if version is None else int(version)
         except Exception as error:
             raise InputError(

@@ -8,7 +8,7 @@ from .card_page import write_flow_page, write_model_page
 from .dataset_page import write_collection_page, write_dataset_page
 from .errors import InputError
 from .files import require_file, segments_folder
-from .hdf5_files import open_hdf5_file, text_of
+from .hdf5_files import kind_of, open_hdf5_file
 from .run_page import write_run_page
 from .run_view import RunChoices
 
@@ -35,7 +35,7 @@ def recognise(file: str | Path) -> str:
     if head == _HDF5:
         try:
             with open_hdf5_file(path) as opened:
-                kind = text_of(opened.attrs.get("kind", "dataset"))
+                kind = kind_of(opened)
         except InputError:
             raise
         except Exception as error:  # h5py has one for every kind of damage

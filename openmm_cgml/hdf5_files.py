@@ -61,6 +61,13 @@ def text_of(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+def kind_of(handle: Any) -> str:
+    """Return what an open file says it is; "dataset" where it says nothing."""
+    kind = handle.attrs.get("kind", "dataset")
+    # Compared with known words only: a damaged one is none of them.
+    return kind.decode(errors="replace") if isinstance(kind, bytes) else str(kind)
+
+
 def open_hdf5_file(path: str | Path) -> Any:
     """Return an open h5py.File, for reading, after looking at every object in it.
 

@@ -64,7 +64,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:50]}..."
 
 
-def processor() -> str:
+def processor_name() -> str:
     """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -57,7 +57,12 @@ def describe(paths: Iterable[str | Path | None], **settings: object) -> dict[str
         settings: seed and what else tells the numbers apart.
     """
     # Names alone: pages are passed on, and say nothing of their maker's folders.
-    read = {Path(path).name: fingerprint(path) for path in paths if path is not None}
+    read: dict[str, str] = {}
+    for path in dict.fromkeys(Path(p) for p in paths if p is not None):
+        name, number = path.name, 2
+        while name in read:  # of another folder
+            name, number = f"{path.name} ({number})", number + 1
+        read[name] = fingerprint(path)
     return {"date": now(), **settings, "inputs": read, "versions": versions()}
 
 

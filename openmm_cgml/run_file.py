@@ -23,7 +23,7 @@ import numpy as np
 
 from .errors import InputError
 from .files import atomic_path, require_file, require_writable, segments_folder
-from .hdf5_files import open_hdf5_file, stored_text, text_of, write_hdf5_file
+from .hdf5_files import kind_of, open_hdf5_file, stored_text, text_of, write_hdf5_file
 from .texts import parse_json
 from .topology import CGTopology
 
@@ -516,7 +516,7 @@ class _opened:
         except OSError as error:
             raise self._damaged() from error
         try:
-            if text_of(self._handle.attrs.get("kind", "")) != "run":
+            if kind_of(self._handle) != "run":
                 raise InputError(f"{self.path} is not a run; make one with `cgml simulate`")
             version = int(self._handle.attrs.get("schema_version", 0))
             if version > SCHEMA_VERSION:

@@ -21,7 +21,7 @@ from .errors import CGMLError, InputError
 from .extrapolation import Monitor, Sighting
 from .files import segments_folder
 from .force import BACKENDS, FASTEST, backend_problem
-from .long_runs import processor, require_same_run, signals
+from .long_runs import processor_name, require_same_run, signals
 from .parallel import Ranks
 from .progress import ProgressBar
 from .replicas import replicate_topology, start_positions
@@ -458,7 +458,7 @@ class Langevin:
             "on_sick": self.on_sick,
             "start_sha256": self._starts[where],
             "ranks": self.ranks.size,
-            "processor": processor(),
+            "processor": processor_name(),
         }
         if self._monitor.spread is not None:
             settings["force_uncertainty"] = self._monitor.spread.to_dict()

@@ -23,7 +23,7 @@ from .dataset_file import SCHEMA_VERSION as DATASET_VERSION
 from .dataset_file import describe_group, open_dataset, open_hdf5, read_arrays
 from .errors import InputError
 from .extrapolation import CoordinateRanges
-from .hdf5_files import open_hdf5_file, text_of
+from .hdf5_files import kind_of, open_hdf5_file, text_of
 from .losses import Batch, Terms
 from .texts import parse_json
 from .units import thermal_energy
@@ -422,7 +422,7 @@ def _molecules(path: str | Path) -> list[str] | None:
     """Return the names in a collection file; None if the file is something else."""
     try:
         with open_hdf5_file(path) as handle:
-            if text_of(handle.attrs.get("kind", "")) != "collection":
+            if kind_of(handle) != "collection":
                 return None
     except OSError:
         return None  # the dataset's reader says what is wrong

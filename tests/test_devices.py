@@ -86,7 +86,7 @@ def test_replica_exchange(model, dataset, platform, error, tmp_path) -> None:
 
 @pytest.mark.parametrize("platform, error", PLATFORMS)
 def test_reference_run(platform, error, data, tmp_path) -> None:
-    """All atoms; `run_reference` itself compares forces with a Context on another platform."""
+    """All atoms, mapped as they go."""
     run = run_reference(
         data / "topology.pdb", tmp_path / "data.h5", ns=0.0004, interval=0.02, equilibrate=0.1,
         forcefield=["amber99sb.xml", "amber99_obc.xml"], platform=platform, progress=False,

@@ -21,8 +21,10 @@ from fuzzing import texts_in_heap
 
 import openmm_cgml as cgml
 from openmm_cgml import archives, pickles, script_archives
+from openmm_cgml.cli import app
 from openmm_cgml.convert import convert_files
 from openmm_cgml.dataset import read_dataset
+from openmm_cgml.file_report import recognise
 from openmm_cgml.files import require_file
 from openmm_cgml.flow_file import load_flow
 from openmm_cgml.mapping.constraints import constraints_from_system
@@ -612,6 +614,19 @@ def test_heaps_of_hdf5(place, value, dataset, tmp_path) -> None:
     path.write_bytes(raw)
     with at_most(10), pytest.raises(cgml.InputError, match="damaged"):
         read_dataset(path)
+
+
+def test_a_kind_that_is_no_text(dataset, tmp_path) -> None:
+    """Refused by all that ask a file what it is, not a traceback."""
+    path = tmp_path / "data.h5"
+    dataset.select(slice(0, 8)).save(path)
+    with h5py.File(path, "r+") as handle:
+        handle.attrs["kind"] = np.bytes_(b"\xff\xfe")
+    for read in (read_dataset, cgml.read_collection, cgml.read_run, recognise):
+        with pytest.raises(cgml.InputError):
+            read(path)
+    with pytest.raises(cgml.InputError):
+        app(["data", "info", str(path)], prog_name="cgml", standalone_mode=False)
 
 
 def test_hdf5_of_mdtraj_and_mlcg_is_looked_at_too(tmp_path) -> None:

@@ -158,3 +158,15 @@ def test_colours_have_contrast(pages) -> None:
     assert len(texts) >= 3 and contrast("#000000", "#ffffff") == pytest.approx(21)
     for colour in texts:
         assert contrast(colour, "#ffffff") >= 4.5 and contrast(colour, "#fff7e0") >= 4.5
+
+
+def test_files_of_one_name_are_all_told(tmp_path) -> None:
+    """Pages name no folders, and lose no file by that."""
+    from openmm_cgml.provenance import describe
+
+    paths = [tmp_path / folder / "run.h5" for folder in ("a", "b")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        path.write_bytes(bytes(number))
+    inputs = describe([*paths, None, paths[0]])["inputs"]
+    assert list(inputs) == ["run.h5", "run.h5 (2)"] and len(set(inputs.values())) == 2

@@ -18,6 +18,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from xml.etree import ElementTree
 
+from openmm_cgml.long_runs import processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "test_results.md"
 PACKAGES = ("torch", "openmm", "openmmtorch", "mdtraj", "numpy", "lightning")
@@ -94,12 +96,6 @@ def plain(reason: str) -> str:
 
 def machine() -> dict[str, str]:
     """Return when and where this is, and the versions."""
-    processor = platform.processor() or platform.machine()
-    with open("/proc/cpuinfo", encoding="utf-8") as info:
-        for line in info:
-            if line.startswith("model name"):
-                processor = line.split(":", 1)[1].strip()
-                break
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
@@ -107,7 +103,7 @@ def machine() -> dict[str, str]:
     return {
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "commit": commit or "not in a repository",
-        "machine": f"{processor}, {os.cpu_count()} cores",
+        "machine": f"{processor_name()}, {os.cpu_count()} cores",
         "versions": f"Python {platform.python_version()}, {versions}",
     }
 

@@ -20,7 +20,7 @@ import openmm
 from ..dataset import CGDataset
 from ..errors import InputError, first_line
 from ..files import require_writable
-from ..long_runs import processor, require_same_run, signals
+from ..long_runs import processor_name, require_same_run, signals
 from ..mapping import FORCE_MAPS
 from ..progress import ProgressBar
 from ..reweight import kish_size
@@ -652,7 +652,7 @@ class _Simulation:
             "platform": platform.getName(),
             "platform_properties": properties,
             "versions": {"openmm": openmm.version.version, "openmm_cgml": __version__},
-            "processor": processor(),
+            "processor": processor_name(),
         }
 
     def _provenance(self, described: dict[str, Any], box: np.ndarray | None) -> dict[str, Any]:
